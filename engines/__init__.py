@@ -1,0 +1,1 @@
+"""What a component of a diffusion checkpoint is, and how to run it."""

@@ -1,0 +1,190 @@
+"""What a component is, and `pipeline.json`: everything that a server needs to know about an exported checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy.typing as npt
+
+from engines.errors import ArtefactError, FeedError
+
+Dim: TypeAlias = int | str
+Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
+Family: TypeAlias = Literal["sd1", "sd2"]
+
+PIPELINE_FILE = "pipeline.json"
+FORMAT = 1
+
+
+def resolve(dim: Dim, bound: Mapping[str, int]) -> int:
+    """The size of `dim`: a number, a symbol such as `rows`, or a multiple such as `8*height`.
+
+    Raises:
+        KeyError: the symbol has no size yet.
+    """
+    if isinstance(dim, int):
+        return dim
+    factor, _, symbol = dim.rpartition("*")
+    return int(factor or 1) * bound[symbol]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Name, numpy dtype name and shape of one input or output; a symbolic size is a string."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+    def bind(self, array: npt.NDArray[Any], bound: dict[str, int]) -> None:
+        """Check `array` against this input and note the sizes of its symbols in `bound`.
+
+        Raises:
+            FeedError: another dtype, another rank, or a size that contradicts the spec or an earlier input.
+        """
+        if array.dtype != self.dtype or array.ndim != len(self.shape):
+            raise FeedError(
+                f"input {self.name!r} is {array.dtype}{list(array.shape)}; "
+                f"feed {self.dtype}{list(self.shape)} instead"
+            )
+        for dim, size in zip(self.shape, array.shape, strict=True):
+            if isinstance(dim, str):
+                factor, _, symbol = dim.rpartition("*")
+                bound.setdefault(symbol, size // int(factor or 1))
+            if resolve(dim, bound) != size:
+                raise FeedError(
+                    f"input {self.name!r} has shape {list(array.shape)}; its dimension {dim!r} must be "
+                    f"{resolve(dim, bound)} here (the component takes {list(self.shape)})"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One network of a checkpoint: its exported file and its tensors.
+
+    `parity` holds what export measured against torch: the largest and the mean absolute difference.
+    """
+
+    name: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    precision: str = "fp32"
+    sha256: str = ""
+    parity: Mapping[str, float] = field(default_factory=dict)
+
+    def bind(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
+        """Check feeds against the inputs; returns the size of every symbol.
+
+        Raises:
+            FeedError: an input is missing, unknown, or of another dtype or shape.
+        """
+        names = {spec.name for spec in self.inputs}
+        if set(feeds) != names:
+            raise FeedError(f"{self.name} was fed {sorted(feeds)}; feed exactly {sorted(names)}")
+        bound: dict[str, int] = {}
+        for spec in self.inputs:
+            spec.bind(feeds[spec.name], bound)
+        return bound
+
+    def width_of(self, tensor: str, axis: int) -> int:
+        """The fixed size of an axis of an input or output.
+
+        Raises:
+            ArtefactError: there is no such tensor, or the axis is symbolic.
+        """
+        for spec in (*self.inputs, *self.outputs):
+            if spec.name == tensor and isinstance(size := spec.shape[axis], int):
+                return size
+        raise ArtefactError(f"{self.name} has no tensor {tensor!r} with a fixed axis {axis}; export the checkpoint again")
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineSpec:
+    """The contents of `pipeline.json`.
+
+    Attributes:
+        checkpoint: the name of what was exported, for people.
+        fingerprint: SHA-256 over the checkpoint's files.
+        key: SHA-256 over everything that went into the export; equal keys mean equal files.
+        schedule: the checkpoint's scheduler configuration, class name included.
+        resolutions: (height, width) in pixels that the export is meant for; a server accepts no others.
+        tokenizer: folder of the tokenizer files, relative to `pipeline.json`.
+        context_length: tokens per prompt chunk, start and end included.
+    """
+
+    checkpoint: str
+    family: Family
+    fingerprint: str
+    key: str
+    prediction_type: str
+    scaling_factor: float
+    latent_channels: int
+    downscale: int
+    schedule: Mapping[str, Any]
+    resolutions: tuple[tuple[int, int], ...]
+    tokenizer: str
+    context_length: int
+    components: Mapping[str, Component]
+
+    def write(self, folder: Path) -> None:
+        """Write `pipeline.json` atomically."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=1)
+        unfinished = folder / f"{PIPELINE_FILE}.{os.getpid()}"
+        unfinished.write_text(text + "\n", encoding="utf-8")
+        unfinished.replace(folder / PIPELINE_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> PipelineSpec:
+        """Read an export folder's `pipeline.json`.
+
+        Raises:
+            ArtefactError: it is missing, is not JSON, or was written by another version.
+        """
+        path = folder / PIPELINE_FILE
+        remedy = "run `python -m export CHECKPOINT --out DIR` and give that DIR"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ArtefactError(f"{path} was written by another version; {remedy}")
+            content["components"] = {k: _component(v) for k, v in content["components"].items()}
+            content["resolutions"] = tuple((h, w) for h, w in content["resolutions"])
+            return cls(**content)
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtefactError(f"{path} does not exist; {remedy}") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtefactError(f"{path} is damaged ({error}); {remedy}") from error
+
+    def component(self, name: str) -> Component:
+        """The named component.
+
+        Raises:
+            ArtefactError: it was not exported.
+        """
+        if name not in self.components:
+            raise ArtefactError(f"{PIPELINE_FILE} has no component {name!r}, only {sorted(self.components)}; export again")
+        return self.components[name]
+
+
+def _component(content: dict[str, Any]) -> Component:
+    for side in ("inputs", "outputs"):
+        content[side] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in content[side])
+    return Component(**content)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, and of its external data (`<file>.data`) when there is any."""
+    digest = hashlib.sha256()
+    for part in (path, path.with_name(path.name + ".data")):
+        if part == path or part.exists():
+            with part.open("rb") as stream:
+                while block := stream.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
+

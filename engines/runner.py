@@ -1,0 +1,108 @@
+"""The seam between numerics and compiled networks: `infer(feeds) -> outputs`, its factory and its fake."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.component import Arrays, Component, TensorSpec, resolve
+
+FAKE = "fake"
+
+
+class Runner(Protocol):
+    """A loaded component.
+
+    `provider` says who computes. `infer` may be called from one thread at a time.
+    """
+
+    component: Component
+    provider: str
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        """Run once; feeds and outputs are keyed by tensor name.
+
+        Raises:
+            FeedError: feeds do not fit the component.
+            ProviderError: the provider failed.
+        """
+
+
+class FakeRunner:
+    """Computes something cheap that depends on every input of a row and on nothing outside the row.
+
+    The first output is half the first input plus a number made of the others, when their shapes agree, so a denoising
+    loop over it converges; other outputs are filled with a pattern. Rows never influence each other, bit for bit.
+
+    Args:
+        component: gives names and shapes.
+        seconds: how long a call with that many rows takes; nothing by default.
+        sleep: how to wait, so that tests need not.
+    """
+
+    provider = FAKE
+
+    def __init__(
+        self,
+        component: Component,
+        seconds: Callable[[int], float] = lambda rows: 0.0,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.component = component
+        self.calls: list[int] = []
+        self._seconds = seconds
+        self._sleep = sleep
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        bound = self.component.bind(feeds)
+        first = feeds[self.component.inputs[0].name]
+        rows = len(first)
+        self.calls.append(rows)
+        if (seconds := self._seconds(rows)) > 0:
+            self._sleep(seconds)
+        key = np.zeros(rows)
+        for spec in self.component.inputs:
+            key += _row_number(feeds[spec.name])
+        return {spec.name: _fake_output(spec, bound, first, key) for spec in self.component.outputs}
+
+
+def _row_number(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """(rows,): a number in [-1, 1] for each row."""
+    flat = np.ascontiguousarray(array, dtype=np.float64).reshape(len(array), -1)
+    weights = np.cos(np.arange(flat.shape[1]) * 0.37)
+    return np.sin((flat * weights).sum(axis=1))
+
+
+def _fake_output(
+    spec: TensorSpec, bound: Mapping[str, int], first: npt.NDArray[Any], key: npt.NDArray[np.float64]
+) -> npt.NDArray[Any]:
+    shape = tuple(resolve(dim, bound) for dim in spec.shape)
+    column = key.reshape(-1, *[1] * (len(shape) - 1))
+    if shape == first.shape:
+        return (first * 0.5 + 0.1 * column).astype(spec.dtype)
+    pattern = np.sin(np.arange(np.prod(shape[1:])) * 0.11).reshape(1, *shape[1:])
+    return (0.5 * pattern + 0.5 * np.sin(column * 7.0)).astype(spec.dtype)
+
+
+def open_runner(component: Component, folder: Path, provider: str = "auto", threads: int = 0) -> Runner:
+    """Load a component's exported file from `folder`.
+
+    Args:
+        provider: `auto` takes the first that is available of `engines.ort_runner.PREFERENCE`; else one of their names,
+            or `fake`.
+        threads: CPU threads of the provider; 0 leaves it to the provider.
+
+    Raises:
+        ArtefactError: the file is missing or damaged.
+        ProviderError: the provider is unknown or not available here.
+    """
+    if provider == FAKE:
+        return FakeRunner(component)
+    from engines.ort_runner import OrtRunner
+
+    return OrtRunner(component, folder, provider, threads)

@@ -1,0 +1,135 @@
+"""Checkpoint to a folder that a server can load: ONNX components, tokenizer and `pipeline.json`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import shutil
+import time
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+
+from engines.catalog import text_to_image_components
+from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256
+from engines.errors import ArtefactError
+from export.checkpoint import Checkpoint
+from export.errors import ExportError
+from export.parity import compare
+from export.to_onnx import OPSET, SIDE_MULTIPLE, export_onnx
+from export.wrappers import load_component
+
+logger = logging.getLogger(__name__)
+
+Precision: TypeAlias = Literal["fp32", "fp16"]
+TOKENIZER_FOLDER = "tokenizer"
+MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
+SOURCES = ("export", "engines")
+
+
+def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], precision: Precision) -> str:
+    """SHA-256 over everything that the exported files depend on: weights, options, our sources, the libraries."""
+    root = Path(__file__).resolve().parent.parent
+    sources = [path for folder in SOURCES for path in sorted((root / folder).glob("*.py"))]
+    parts = {
+        "fingerprint": checkpoint.fingerprint,
+        "resolutions": resolutions,
+        "precision": precision,
+        "opset": OPSET,
+        "makers": {name: importlib.metadata.version(name) for name in MAKERS},
+        "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def is_exported(folder: Path, key: str) -> bool:
+    """Whether `folder` holds the complete, unchanged export of that key."""
+    try:
+        spec = PipelineSpec.read(folder)
+        return spec.key == key and all(file_sha256(folder / c.file) == c.sha256 for c in spec.components.values())
+    except (ArtefactError, OSError):
+        return False
+
+
+def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]) -> None:
+    """Raises ExportError where a side is no positive multiple of what the UNet can halve."""
+    multiple = SIDE_MULTIPLE * checkpoint.downscale
+    for height, width in resolutions:
+        if min(height, width) < multiple or height % multiple or width % multiple:
+            raise ExportError(f"resolution {height}x{width} does not fit: both sides must be multiples of {multiple} pixels")
+
+
+def export_checkpoint(
+    checkpoint: Checkpoint, folder: Path, resolutions: list[tuple[int, int]], precision: Precision = "fp32"
+) -> PipelineSpec:
+    """Export every component, compare each with torch, write `pipeline.json` last; nothing is done twice for one key.
+
+    Args:
+        resolutions: (height, width) in pixels.
+        precision: of the weights and most arithmetic; inputs and outputs stay fp32.
+
+    Raises:
+        ExportError: the checkpoint, the resolutions, or a component that does not match torch.
+    """
+    check_resolutions(checkpoint, resolutions)
+    key = export_key(checkpoint, resolutions, precision)
+    if is_exported(folder, key):
+        logger.info("%s is up to date", folder)
+        return PipelineSpec.read(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PIPELINE_FILE).unlink(missing_ok=True)
+    components = {
+        name: _export_component(checkpoint, folder, name, resolutions, precision)
+        for name in text_to_image_components(checkpoint.widths)
+    }
+    spec = PipelineSpec(
+        checkpoint=checkpoint.name,
+        family=checkpoint.family,
+        fingerprint=checkpoint.fingerprint,
+        key=key,
+        prediction_type=checkpoint.schedule["prediction_type"],
+        scaling_factor=checkpoint.scaling_factor,
+        latent_channels=checkpoint.widths.latent_channels,
+        downscale=checkpoint.downscale,
+        schedule=checkpoint.schedule,
+        resolutions=tuple(resolutions),
+        tokenizer=TOKENIZER_FOLDER,
+        context_length=checkpoint.widths.context_length,
+        components=components,
+    )
+    _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
+    spec.write(folder)
+    return spec
+
+
+def _export_component(
+    checkpoint: Checkpoint, folder: Path, name: str, resolutions: list[tuple[int, int]], precision: Precision
+) -> Component:
+    started = time.monotonic()
+    inputs, outputs = text_to_image_components(checkpoint.widths)[name]
+    file = f"{name}.onnx"
+    for old in (folder / file, folder / f"{file}.data"):
+        old.unlink(missing_ok=True)
+    network = load_component(checkpoint, name)
+    if precision == "fp16":
+        network.to(torch.float16)
+    export_onnx(network, inputs, outputs, folder / file)
+    component = Component(name, file, inputs, outputs, precision, file_sha256(folder / file))
+    latents = [(h // checkpoint.downscale, w // checkpoint.downscale) for h, w in resolutions]
+    parity = compare(network.float() if precision == "fp16" else network, component, folder, latents)
+    logger.info(
+        "%s: %.1f s, differs from torch by at most %.1e (limit %.0e)",
+        name, time.monotonic() - started, parity["max_abs"], parity["limit"],
+    )  # fmt: skip
+    return Component(name, file, inputs, outputs, precision, component.sha256, parity)
+
+
+def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    checkpoint.tokenizer().save(str(folder / "tokenizer.json"))
+    config = {"start": "<|startoftext|>", "end": "<|endoftext|>", "pad": checkpoint.pad_token}
+    (folder / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Requests to pixels: the in-flight denoising loop and its Triton faces."""

@@ -1,0 +1,138 @@
+"""A gRPC client of the two models: unary, and streaming with progress."""
+
+from __future__ import annotations
+
+import io
+import json
+import queue
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as grpc
+from PIL import Image
+from tritonclient.utils import InferenceServerException
+
+from server.errors import InvalidRequest, Overloaded, ServerError
+from server.image import Pixels
+from server.repository import FACE, STREAM
+from server.request import FIELD_BY_NAME, Value, unknown_field
+
+NUMPY_TYPES = {"STRING": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+ERRORS: dict[str, type[ServerError]] = {"INVALID_ARGUMENT": InvalidRequest, "UNAVAILABLE": Overloaded}
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Encoded images and what the server says about them."""
+
+    images: list[bytes]
+    metadata: dict[str, Any]
+
+    def pixels(self) -> list[Pixels]:
+        """(height, width, 3) uint8 per image."""
+        request = self.metadata["request"]
+        if request["output_format"] == "raw":
+            shape = (request["height"], request["width"], 3)
+            return [np.frombuffer(data, np.uint8).reshape(shape) for data in self.images]
+        return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in self.images]
+
+
+def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
+    """Triton inputs of shape [1] for the fields of a request.
+
+    Raises:
+        InvalidRequest: a name that is no field, or a value that its type cannot hold.
+    """
+    tensors = []
+    for name, value in fields.items():
+        if name not in FIELD_BY_NAME:
+            raise InvalidRequest(unknown_field(name))
+        field = FIELD_BY_NAME[name]
+        data = value.encode() if isinstance(value, str) else value
+        try:
+            array = np.array([data], dtype=NUMPY_TYPES[field.datatype])
+        except (OverflowError, ValueError, TypeError):
+            raise InvalidRequest(f"{name} is {value!r}; send {field.allowed}") from None
+        datatype = "BYTES" if field.datatype == "STRING" else field.datatype
+        tensor = grpc.InferInput(name, [1], datatype)
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
+
+
+class Client:
+    """Talks to a server at `host:port` over gRPC; a context manager.
+
+    One client may be used from one thread at a time.
+    """
+
+    def __init__(self, url: str = "127.0.0.1:8001") -> None:
+        self._client = grpc.InferenceServerClient(url)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._client.close()
+
+    def generate(self, **fields: Value) -> Result:
+        """Ask the unary model; fields are those of `server.request.FIELDS`.
+
+        Raises:
+            InvalidRequest: the request is at fault.
+            Overloaded: try again later.
+            ServerError: anything else.
+        """
+        try:
+            answer = self._client.infer(FACE, input_tensors(fields))
+        except InferenceServerException as error:
+            raise _translated(error) from None
+        return _result(answer)
+
+    def stream(self, on_progress: Progress | None = None, **fields: Value) -> Result:
+        """Ask the streaming model; `on_progress(steps done, steps in total)` hears of every step.
+
+        Raises:
+            as `generate`.
+        """
+        if on_progress is not None:
+            fields = {"progress_interval": 1, **fields}
+        for answer in self._answers(fields):
+            outputs = {tensor.name for tensor in answer.get_response().outputs}
+            if "images" in outputs:
+                return _result(answer)
+            if "progress" in outputs and on_progress is not None:
+                event = json.loads(answer.as_numpy("progress")[0])
+                on_progress(event["step"], event["total"])
+        raise ServerError("the stream ended without images")
+
+    def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
+        inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
+        self._client.start_stream(lambda result, error: inbox.put((result, error)))
+        finished = False
+        try:
+            self._client.async_stream_infer(STREAM, input_tensors(fields), enable_empty_final_response=True)
+            while not finished:
+                answer, error = inbox.get()
+                if error is not None:
+                    raise _translated(error)
+                final = answer.get_response().parameters.get("triton_final_response")
+                finished = bool(final and final.bool_param)
+                yield answer
+        finally:
+            self._client.stop_stream(cancel_requests=not finished)
+
+
+def _result(answer: Any) -> Result:
+    metadata = json.loads(answer.as_numpy("metadata")[0])
+    return Result(list(answer.as_numpy("images")), metadata)
+
+
+def _translated(error: InferenceServerException) -> ServerError:
+    status = str(error.status() or "").removeprefix("StatusCode.")
+    kind = ERRORS.get(status, ServerError)
+    message = error.message()
+    return kind(message if status else f"{message} (is the server running, and is the address right?)")

@@ -1,0 +1,87 @@
+"""An admitted image with its progress, and the jobs of one UNet call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, TypeAlias
+
+from server.request import Request
+
+if TYPE_CHECKING:
+    from server.pipeline import Work
+    from server.reply import Reply
+
+Bucket: TypeAlias = tuple[int, int]
+
+
+class JobStatus(Enum):
+    """Where a job is; the last three are final."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One image of an admitted request.
+
+    Attributes:
+        index: of the image within its request.
+        work: what is computed with: table, embeddings, generator.
+        reply: where the request's answers go.
+        arrival: when it was admitted, in seconds of the server's clock.
+        deadline: when it is no longer wanted, on the same clock.
+        step_index: UNet calls done.
+        slot: its line in the bucket's state while it runs.
+        started: when its first call began.
+        call_share: the part of all its calls that was its own: 1 / jobs in the call, summed.
+    """
+
+    request: Request
+    index: int
+    work: Work
+    reply: Reply
+    arrival: float
+    deadline: float | None = None
+    status: JobStatus = JobStatus.WAITING
+    step_index: int = 0
+    slot: int = -1
+    started: float = 0.0
+    call_share: float = 0.0
+
+    @property
+    def bucket(self) -> Bucket:
+        """(height, width) in pixels; jobs of one bucket may share a call."""
+        return self.request.height, self.request.width
+
+    @property
+    def rows(self) -> int:
+        """Rows that its next call takes."""
+        return 2 if self.request.guided else 1
+
+    @property
+    def calls(self) -> int:
+        """UNet calls from start to end."""
+        return self.work.table.calls
+
+    @property
+    def seed(self) -> int:
+        return self.request.seed + self.index
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The jobs of one UNet call; `joined` are those whose first call it is."""
+
+    bucket: Bucket
+    jobs: tuple[Job, ...]
+    joined: tuple[Job, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Rows."""
+        return sum(job.rows for job in self.jobs)

@@ -1,0 +1,72 @@
+"""The Triton model repository of a deployment: the committed models, with the deployment written into each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from server.config import ServerConfig
+from server.request import FIELDS
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "model_repository"
+STREAM, FACE = "stable_diffusion_stream", "stable_diffusion"
+COMPONENT_MODELS = ("text_encoder", "vae_decoder")
+OUTPUTS = {"images": "one per image: encoded bytes", "metadata": "JSON: the request as it was served, seeds, timing"}
+PROGRESS = {"progress": "JSON: steps done and in total; only on the stream"}
+
+
+def _tensor(name: str, datatype: str, meaning: str, *, optional: bool) -> str:
+    flag = " optional: true" if optional else ""
+    return f'  {{ name: "{name}" data_type: TYPE_{datatype} dims: [ -1 ]{flag} }}  # {meaning}'
+
+
+def _tensors(kind: str, lines: list[str]) -> str:
+    # A comma must precede the comment, so it is put behind the closing brace.
+    joined = [line.replace(" }  #", " },  #") for line in lines[:-1]] + lines[-1:]
+    return f"{kind} [\n" + "\n".join(joined) + "\n]\n"
+
+
+def request_config(name: str, *, decoupled: bool) -> str:
+    """`config.pbtxt` of the stream or its face, from the fields of a request.
+
+    Every input is optional, so that what is missing is answered by us, with a remedy, and not by Triton.
+    """
+    inputs = [_tensor(f.name, f.datatype, f.meaning, optional=True) for f in FIELDS]
+    outputs = OUTPUTS | (PROGRESS if decoupled else {})
+    policy = "model_transaction_policy { decoupled: true }\n" if decoupled else ""
+    return (
+        f"# Written from server/request.py by `python -m server repository`.\n"
+        f'name: "{name}"\nbackend: "python"\nmax_batch_size: 0\n{policy}'
+        + _tensors("input", inputs)
+        + _tensors("output", [_tensor(k, "STRING", v, optional=False) for k, v in outputs.items()])
+        + "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
+    )
+
+
+def write_request_configs(models: Path = MODELS) -> None:
+    """Write the two configurations that follow from the fields of a request into the checkout."""
+    for name, decoupled in ((STREAM, True), (FACE, False)):
+        (models / name / "config.pbtxt").write_text(request_config(name, decoupled=decoupled), encoding="utf-8")
+
+
+def deployed_models(config: ServerConfig) -> list[str]:
+    """The models that a deployment consists of."""
+    return [STREAM, FACE, *(name for name in COMPONENT_MODELS if config.placement(name) == "triton")]
+
+
+def write_repository(config: ServerConfig, target: Path, stub: Path | None = None) -> None:
+    """Write a model repository for `tritonserver --model-repository`.
+
+    Args:
+        target: an empty or absent folder.
+        stub: a `triton_python_backend_stub` for this Python, put into each model's folder.
+    """
+    value = json.dumps(config.to_json())
+    for name in deployed_models(config):
+        shutil.copytree(MODELS / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        with (target / name / "config.pbtxt").open("a", encoding="utf-8") as file:
+            file.write(f'parameters {{ key: "deployment" value {{ string_value: {value} }} }}\n')
+        if stub is not None:
+            (target / name / stub.name).symlink_to(stub)
