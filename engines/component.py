@@ -50,8 +50,7 @@ class TensorSpec:
         """
         if array.dtype != self.dtype or array.ndim != len(self.shape):
             raise FeedError(
-                f"input {self.name!r} is {array.dtype}{list(array.shape)}; "
-                f"feed {self.dtype}{list(self.shape)} instead"
+                f"input {self.name!r} is {array.dtype}{list(array.shape)}; feed {self.dtype}{list(self.shape)} instead"
             )
         for dim, size in zip(self.shape, array.shape, strict=True):
             if isinstance(dim, str):
@@ -102,7 +101,9 @@ class Component:
         for spec in (*self.inputs, *self.outputs):
             if spec.name == tensor and isinstance(size := spec.shape[axis], int):
                 return size
-        raise ArtefactError(f"{self.name} has no tensor {tensor!r} with a fixed axis {axis}; export the checkpoint again")
+        raise ArtefactError(
+            f"{self.name} has no tensor {tensor!r} with a fixed axis {axis}; export the checkpoint again"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +169,9 @@ class PipelineSpec:
             ArtefactError: it was not exported.
         """
         if name not in self.components:
-            raise ArtefactError(f"{PIPELINE_FILE} has no component {name!r}, only {sorted(self.components)}; export again")
+            raise ArtefactError(
+                f"{PIPELINE_FILE} has no component {name!r}, only {sorted(self.components)}; export again"
+            )
         return self.components[name]
 
 
@@ -187,4 +190,3 @@ def file_sha256(path: Path) -> str:
                 while block := stream.read(1 << 20):
                     digest.update(block)
     return digest.hexdigest()
-

@@ -71,7 +71,9 @@ class OrtRunner:
         available = available_providers()
         chosen = available[0] if provider == "auto" else provider
         if chosen not in available:
-            raise ProviderError(f"provider {provider!r} is not available here; choose auto or one of {', '.join(available)}")
+            raise ProviderError(
+                f"provider {provider!r} is not available here; choose auto or one of {', '.join(available)}"
+            )
         path = folder / component.file
         if not path.is_file():
             raise ArtefactError(f"{path} does not exist; run `python -m export` again")
@@ -103,7 +105,9 @@ def _session(path: Path, provider: str, threads: int) -> Any:
         return OPENERS.get(provider, _open_built_in)(path, provider, options)
     except Exception as error:  # bare pybind exceptions again
         text = str(error)
-        if any(sign in text for sign in ("INVALID_PROTOBUF", "Protobuf parsing failed", "external data", "INVALID_GRAPH")):
+        if any(
+            sign in text for sign in ("INVALID_PROTOBUF", "Protobuf parsing failed", "external data", "INVALID_GRAPH")
+        ):
             raise ArtefactError(f"{path} is damaged ({text}); run `python -m export` again") from error
         raise ProviderError(f"{provider} cannot load {path}: {text}") from error
 

@@ -75,7 +75,8 @@ def _row_number(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """(rows,): a number in [-1, 1] for each row."""
     flat = np.ascontiguousarray(array, dtype=np.float64).reshape(len(array), -1)
     weights = np.cos(np.arange(flat.shape[1]) * 0.37)
-    return np.sin((flat * weights).sum(axis=1))
+    numbers: npt.NDArray[np.float64] = np.sin((flat * weights).sum(axis=1))
+    return numbers
 
 
 def _fake_output(
@@ -84,9 +85,11 @@ def _fake_output(
     shape = tuple(resolve(dim, bound) for dim in spec.shape)
     column = key.reshape(-1, *[1] * (len(shape) - 1))
     if shape == first.shape:
-        return (first * 0.5 + 0.1 * column).astype(spec.dtype)
+        converging: npt.NDArray[Any] = (first * 0.5 + 0.1 * column).astype(spec.dtype)
+        return converging
     pattern = np.sin(np.arange(np.prod(shape[1:])) * 0.11).reshape(1, *shape[1:])
-    return (0.5 * pattern + 0.5 * np.sin(column * 7.0)).astype(spec.dtype)
+    patterned: npt.NDArray[Any] = (0.5 * pattern + 0.5 * np.sin(column * 7.0)).astype(spec.dtype)
+    return patterned
 
 
 def open_runner(component: Component, folder: Path, provider: str = "auto", threads: int = 0) -> Runner:

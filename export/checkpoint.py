@@ -47,7 +47,9 @@ class Checkpoint:
         index = checkpoint._json(INDEX_FILE)
         missing = [part for part in PARTS if part not in index or not (folder / part).is_dir()]
         if missing:
-            raise CheckpointError(f"{folder} has no {', '.join(missing)}; a text-to-image checkpoint has {', '.join(PARTS)}")
+            raise CheckpointError(
+                f"{folder} has no {', '.join(missing)}; a text-to-image checkpoint has {', '.join(PARTS)}"
+            )
         channels = checkpoint.unet_config.get("in_channels")
         if channels != 4 or index.get("_class_name", "").startswith("StableDiffusionXL"):
             raise CheckpointError(
@@ -139,7 +141,9 @@ class Checkpoint:
         try:
             network = kind.from_pretrained(self.folder / part, torch_dtype=torch.float32)
         except Exception as error:  # safetensors, OSError, pickle, missing keys: whatever the loaders raise
-            raise CheckpointError(f"{self.folder / part} cannot be loaded ({_sentence(error)}); download it again") from error
+            raise CheckpointError(
+                f"{self.folder / part} cannot be loaded ({_sentence(error)}); download it again"
+            ) from error
         return network.eval()
 
     def tokenizer(self) -> Tokenizer:

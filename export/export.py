@@ -59,7 +59,9 @@ def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]
     multiple = SIDE_MULTIPLE * checkpoint.downscale
     for height, width in resolutions:
         if min(height, width) < multiple or height % multiple or width % multiple:
-            raise ExportError(f"resolution {height}x{width} does not fit: both sides must be multiples of {multiple} pixels")
+            raise ExportError(
+                f"resolution {height}x{width} does not fit: both sides must be multiples of {multiple} pixels"
+            )
 
 
 def export_checkpoint(

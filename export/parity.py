@@ -20,9 +20,7 @@ LIMITS = {
 }
 
 
-def compare(
-    network: nn.Module, component: Component, folder: Path, latents: list[tuple[int, int]]
-) -> dict[str, float]:
+def compare(network: nn.Module, component: Component, folder: Path, latents: list[tuple[int, int]]) -> dict[str, float]:
     """Largest and mean absolute difference between torch fp32 and ONNX Runtime's CPU provider.
 
     Args:
@@ -42,7 +40,9 @@ def compare(
         output = runner.infer({k: v.numpy() for k, v in inputs.items()})[component.outputs[0].name]
         difference = np.abs(output - reference)
         if not np.isfinite(output).all():
-            raise ParityError(f"{component.name} gives values that are not finite at {height}x{width}; export with fp32")
+            raise ParityError(
+                f"{component.name} gives values that are not finite at {height}x{width}; export with fp32"
+            )
         largest = max(largest, float(difference.max()))
         means.append(float(difference.mean()))
     limit = LIMITS[component.precision][component.name]

@@ -11,7 +11,7 @@ from server.config import PLACEMENTS, ServerConfig
 from server.errors import ServerError
 from server.request import FIELDS, SAMPLER_ALIASES, Field, Value
 
-TYPES = {"STRING": str, "INT32": int, "INT64": int, "FP32": float}
+TYPES = {"STRING": str, "INT64": int, "FP32": float}
 
 
 def parser() -> argparse.ArgumentParser:

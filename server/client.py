@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import queue
@@ -19,7 +20,7 @@ from server.image import Pixels
 from server.repository import FACE, STREAM
 from server.request import FIELD_BY_NAME, Value, unknown_field
 
-NUMPY_TYPES = {"STRING": np.object_, "INT32": np.int32, "INT64": np.int64, "FP32": np.float32}
+NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32}
 ERRORS: dict[str, type[ServerError]] = {"INVALID_ARGUMENT": InvalidRequest, "UNAVAILABLE": Overloaded}
 Progress = Callable[[int, int], None]
 
@@ -110,11 +111,14 @@ class Client:
         raise ServerError("the stream ended without images")
 
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
+        tensors = input_tensors(fields)
         inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
         self._client.start_stream(lambda result, error: inbox.put((result, error)))
         finished = False
         try:
-            self._client.async_stream_infer(STREAM, input_tensors(fields), enable_empty_final_response=True)
+            # A stream that is already dead refuses the request; its reason comes through the callback.
+            with contextlib.suppress(InferenceServerException):
+                self._client.async_stream_infer(STREAM, tensors, enable_empty_final_response=True)
             while not finished:
                 answer, error = inbox.get()
                 if error is not None:

@@ -107,7 +107,7 @@ def _command(
 ) -> list[str]:
     restricted = f"{','.join(RESTRICTED_APIS)}:triton-access-token={secrets.token_hex(16)}"
     threads = max(64, 2 * config.queue_limit)
-    command = [
+    return [
         str(installation.executable),
         f"--model-repository={repository}",
         "--model-control-mode=none",
@@ -128,9 +128,17 @@ def _command(
         # Each unary request holds one of the backend's threads while the stream works on it.
         f"--backend-config=python,thread-pool-size={threads}",
     ]
-    if installation.backends is not None:
-        command.append(f"--backend-directory={installation.backends}")
-    return command
+
+
+def _backends(installation: Installation, folder: Path) -> Path | None:
+    """A backend directory with the stub of this Python beside the backend, as Triton wants it."""
+    if installation.backends is None or installation.stub is None:
+        return None
+    target = folder / "backends" / "python"
+    target.mkdir(parents=True)
+    for file in (*(installation.backends / "python").iterdir(), installation.stub):
+        (target / file.name).symlink_to(file)
+    return target.parent
 
 
 def _die_with_parent() -> None:
@@ -186,8 +194,10 @@ class TritonServer:
         """Write the repository, start the server, wait until every model is ready."""
         installation = find_installation()
         repository = Path(self._folder.name) / "models"
-        write_repository(self.config, repository, installation.stub)
+        write_repository(self.config, repository)
+        backends = _backends(installation, Path(self._folder.name))
         command = _command(installation, repository, self.config, self.ports, self.address)
+        command += [f"--backend-directory={backends}"] if backends else []
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self._log.open("wb")) if self._log else None
             self._process = subprocess.Popen(
@@ -251,7 +261,9 @@ def check_shared_memory(needed: int) -> None:
         )
 
 
-def serve_until_signal(server: TritonServer, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)) -> int:
+def serve_until_signal(
+    server: TritonServer, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
+) -> int:
     """Wait for a signal, then stop; the exit code is 0, or 1 when the server ended of itself."""
     received = False
 

@@ -82,6 +82,8 @@ class Reply:
     def _metadata(self) -> dict[str, Any]:
         request = asdict(self.request)
         seeds = [self.request.seed + i for i in range(self.request.num_images)]
-        worst = {key: max(t[key] for t in self._timing) for key in ("queue_seconds", "denoise_seconds", "decode_seconds")}
+        worst = {
+            key: max(t[key] for t in self._timing) for key in ("queue_seconds", "denoise_seconds", "decode_seconds")
+        }
         sums = {key: sum(t[key] for t in self._timing) for key in ("unet_rows", "unet_calls")}
         return {"request": request, "seeds": seeds, **self.details, "timing": {**worst, **sums}}

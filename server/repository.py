@@ -56,17 +56,14 @@ def deployed_models(config: ServerConfig) -> list[str]:
     return [STREAM, FACE, *(name for name in COMPONENT_MODELS if config.placement(name) == "triton")]
 
 
-def write_repository(config: ServerConfig, target: Path, stub: Path | None = None) -> None:
+def write_repository(config: ServerConfig, target: Path) -> None:
     """Write a model repository for `tritonserver --model-repository`.
 
     Args:
         target: an empty or absent folder.
-        stub: a `triton_python_backend_stub` for this Python, put into each model's folder.
     """
     value = json.dumps(config.to_json())
     for name in deployed_models(config):
         shutil.copytree(MODELS / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         with (target / name / "config.pbtxt").open("a", encoding="utf-8") as file:
             file.write(f'parameters {{ key: "deployment" value {{ string_value: {value} }} }}\n')
-        if stub is not None:
-            (target / name / stub.name).symlink_to(stub)

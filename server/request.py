@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, cast
 from server.errors import InvalidRequest
 
 Value: TypeAlias = str | int | float | bool
-DataType: TypeAlias = Literal["STRING", "INT32", "INT64", "FP32"]
+DataType: TypeAlias = Literal["STRING", "INT64", "FP32"]
 
 SAMPLERS = ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
 SAMPLER_ALIASES = {
@@ -59,19 +59,19 @@ class Field:
 FIELDS: tuple[Field, ...] = (
     Field("prompt", "STRING", None, "what to draw", required=True),
     Field("negative_prompt", "STRING", "", "what to avoid; needs guidance_scale above 1"),
-    Field("height", "INT32", None, "pixels; with width, one of the exported resolutions", 1, 16384),
-    Field("width", "INT32", None, "pixels", 1, 16384),
-    Field("num_inference_steps", "INT32", 20, "denoising steps", 1, 500),
+    Field("height", "INT64", None, "pixels; with width, one of the exported resolutions", 1, 16384),
+    Field("width", "INT64", None, "pixels", 1, 16384),
+    Field("num_inference_steps", "INT64", 20, "denoising steps", 1, 500),
     Field("guidance_scale", "FP32", 7.5, "classifier-free guidance; 1 or less means none", 0, 100),
     Field("seed", "INT64", None, "of the first image; image i uses seed + i; random when absent", 0, MAX_SEED),
-    Field("num_images", "INT32", 1, "images per request", 1, 16),
+    Field("num_images", "INT64", 1, "images per request", 1, 16),
     Field("sampler", "STRING", None, "numerical method; diffusers' class names work too", choices=SAMPLERS),
     Field("schedule", "STRING", "normal", "noise levels", choices=SCHEDULES),
     Field("output_format", "STRING", "png", "raw is uint8 RGB, row by row", choices=OUTPUT_FORMATS),
     Field("encoding", "STRING", "binary", "base64 is for JSON clients", choices=ENCODINGS),
-    Field("priority", "INT32", 0, "higher runs earlier among those that wait", -10, 10),
-    Field("timeout_ms", "INT32", 0, "give up after so long; 0 means never", 0, 86_400_000),
-    Field("progress_interval", "INT32", 0, "steps between progress events on a stream; 0 means none", 0, 500),
+    Field("priority", "INT64", 0, "higher runs earlier among those that wait", -10, 10),
+    Field("timeout_ms", "INT64", 0, "give up after so long; 0 means never", 0, 86_400_000),
+    Field("progress_interval", "INT64", 0, "steps between progress events on a stream; 0 means none", 0, 500),
 )
 FIELD_BY_NAME = {field.name: field for field in FIELDS}
 
@@ -135,7 +135,9 @@ class Request:
             )
         seed = values["seed"] if values["seed"] is not None else secrets.randbelow(RANDOM_SEED_LIMIT)
         if cast(int, seed) + cast(int, values["num_images"]) - 1 > MAX_SEED:
-            raise InvalidRequest(f"seed is {seed}; seed + num_images - 1 must not exceed {MAX_SEED}: send a smaller seed")
+            raise InvalidRequest(
+                f"seed is {seed}; seed + num_images - 1 must not exceed {MAX_SEED}: send a smaller seed"
+            )
         chosen = {
             "height": height,
             "width": width,
@@ -177,7 +179,7 @@ def _text(field: Field, value: object) -> str:
             value = value.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InvalidRequest(
-                f"{field.name} is not valid UTF-8 (byte {error.start} is 0x{value[error.start]:02x}); encode the text as UTF-8"
+                f"{field.name} is not valid UTF-8 (byte {error.start} is 0x{value[error.start]:02x}); send UTF-8"
             ) from None
     if not isinstance(value, str):
         raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed}")

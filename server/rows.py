@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from server.job import Batch, Job
 from server.slots import SlotPool
-from server.table import A1, B, C_IN, HISTORY, TIMESTEP, A, N, U, V
+from server.table import A1, C_IN, HISTORY, TIMESTEP, A, B, N, U, V
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Lines: TypeAlias = npt.NDArray[np.float32]
@@ -39,7 +39,8 @@ def table_lines(jobs: Sequence[Job]) -> Lines:
 
 
 def _column(lines: Lines, index: int) -> Array:
-    return lines[:, index].reshape(-1, 1, 1, 1)
+    column: Array = lines[:, index].reshape(-1, 1, 1, 1)
+    return column
 
 
 def guide(output: Array, guided: npt.NDArray[np.intp], scales: Array, jobs: int) -> Array:
@@ -96,7 +97,8 @@ class BucketState:
 
     def latent(self, job: Job) -> Array:
         """A copy of a job's latent, (c, h, w)."""
-        return self._x[job.slot].copy()
+        values: Array = self._x[job.slot].copy()
+        return values
 
     def feeds(self, batch: Batch, lines: Lines) -> dict[str, npt.NDArray[Any]]:
         """The UNet's inputs; rows beyond the batch's are zero latents that nobody sees."""
@@ -136,7 +138,7 @@ class BucketState:
         for age in range(1, HISTORY):
             ring = (steps - age) % HISTORY
             self._add(following, lines, B + age, lambda some, ring=ring: self._h[ring[some], slots[some]])
-        self._add(following, lines, N, lambda some: np.stack([noise[i] for i in some]))  # type: ignore[arg-type]
+        self._add(following, lines, N, lambda some: np.stack([noise[i] for i in some]))
         self._x_prev[slots] = x
         self._h[steps % HISTORY, slots] = h
         self._x[slots] = following

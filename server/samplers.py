@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -65,9 +64,7 @@ def dpmpp_2m(trace: Trace, x: Linear, schedule: Schedule) -> Linear:
 
 
 def _steps(schedule: Schedule) -> list[tuple[float, float, float]]:
-    return list(
-        zip(schedule.timesteps.tolist(), schedule.sigmas.tolist(), schedule.next_sigmas.tolist(), strict=True)
-    )
+    return list(zip(schedule.timesteps.tolist(), schedule.sigmas.tolist(), schedule.next_sigmas.tolist(), strict=True))
 
 
 def _exploding_scale(trained: TrainedSchedule, schedule: Schedule) -> float:
@@ -108,5 +105,5 @@ def sampler_table(name: str, kind: str, steps: int, trained: TrainedSchedule) ->
     """
     method = METHODS[name]
     schedule = method.schedule(trained, steps, kind)
-    sampler = partial(method.sample, schedule=schedule)
-    return compile_table(sampler, trained.prediction_type, method.initial_scale(trained, schedule))
+    scale = method.initial_scale(trained, schedule)
+    return compile_table(lambda trace, x: method.sample(trace, x, schedule), trained.prediction_type, scale)

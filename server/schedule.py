@@ -124,15 +124,18 @@ def _spaced(trained: TrainedSchedule, steps: int) -> Floats:
     if trained.spacing == "linspace":
         return np.linspace(0, trained.length - 1, steps)[::-1]
     if trained.spacing == "leading":
-        return np.arange(steps)[::-1] * float(trained.length // steps) + trained.steps_offset
-    return np.round(np.arange(trained.length, 0, -trained.length / steps))[:steps] - 1
+        leading: Floats = np.arange(steps)[::-1] * float(trained.length // steps) + trained.steps_offset
+        return leading
+    trailing: Floats = np.round(np.arange(trained.length, 0, -trained.length / steps))[:steps] - 1
+    return trailing
 
 
 def karras_sigmas(sigma_min: float, sigma_max: float, steps: int) -> Floats:
     """(steps,) descending; Karras et al. (2022), equation 5, rho = 7."""
     ramp = np.linspace(0, 1, steps)
     low, high = sigma_min ** (1 / KARRAS_RHO), sigma_max ** (1 / KARRAS_RHO)
-    return (high + ramp * (low - high)) ** KARRAS_RHO
+    sigmas: Floats = (high + ramp * (low - high)) ** KARRAS_RHO
+    return sigmas
 
 
 def _towards(timesteps: Floats, sigmas: Floats, last: float) -> Schedule:
@@ -164,7 +167,7 @@ def ddim_schedule(trained: TrainedSchedule, steps: int, kind: str) -> Schedule:
 
 
 def dpm_schedule(trained: TrainedSchedule, steps: int, kind: str) -> Schedule:
-    """diffusers' DPMSolverMultistepScheduler: its own spacing of n + 1 points; Karras sigmas span all trained levels."""
+    """diffusers' DPMSolverMultistepScheduler: its own spacing of n + 1 points; Karras sigmas span all levels."""
     if kind == "karras":
         sigmas = karras_sigmas(trained.sigmas[0], trained.sigmas[-1], steps)
         return _towards(np.round(trained.timestep_at(sigmas)), sigmas, 0.0)

@@ -31,9 +31,7 @@ class Service:
         clock: seconds.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, config: ServerConfig, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, config: ServerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._pipeline = pipeline
         self._config = config
         self._clock = clock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class SlotPool:
-    """A free list over `capacity` lines; the lowest free line is given first, so that running jobs lie close together."""
+    """A free list over `capacity` lines; the lowest is given first, so that running jobs lie close together."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

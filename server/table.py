@@ -1,8 +1,8 @@
-"""Samplers compiled to tables: a sampler is run once on symbols, and what falls out is one line of numbers per UNet call.
+"""Samplers compiled to tables: run once on symbols, a sampler leaves one line of numbers per UNet call.
 
-    network input    c_in * x                at timestep t
-    kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent or the noise)
-    next latent      x' = a * x + a1 * x_prev + b . (h_0, h_1, h_2, h_3) + n * noise
+network input    c_in * x                at timestep t
+kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent or the noise)
+next latent      x' = a * x + a1 * x_prev + b . (h_0, h_1, h_2, h_3) + n * noise
 """
 
 from __future__ import annotations

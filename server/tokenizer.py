@@ -45,9 +45,13 @@ class PromptTokenizer:
             words = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             ids = {part: self._tokenizer.token_to_id(words[part]) for part in ("start", "end", "pad")}
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise ArtefactError(f"the tokenizer in {folder} cannot be read ({error}); run `python -m export` again") from None
+            raise ArtefactError(
+                f"the tokenizer in {folder} cannot be read ({error}); run `python -m export` again"
+            ) from None
         if None in ids.values():
-            raise ArtefactError(f"the tokenizer in {folder} lacks a special token of {words}; run `python -m export` again")
+            raise ArtefactError(
+                f"the tokenizer in {folder} lacks a special token of {words}; run `python -m export` again"
+            )
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._start, self._end, self._pad = ids["start"], ids["end"], ids["pad"]

@@ -179,7 +179,9 @@ class FaceModel:
     def _take(self) -> None:
         with self._lock:
             if self._open >= self._limit:
-                raise Overloaded(f"{self._open} requests are open, this server takes {self._limit}; send again in a second")
+                raise Overloaded(
+                    f"{self._open} requests are open, this server takes {self._limit}; send again in a second"
+                )
             self._open += 1
 
     def _forward(self, tensors: list[Any], sender: Any) -> None:

@@ -65,7 +65,8 @@ def train_vae(folder: Path, plan: Plan = PLAN) -> AutoencoderKL:
             noise = torch.randn(posterior.mean.shape, generator=generator)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         kl = posterior.kl().mean() / target[0].numel()
-        return functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + 1e-5 * kl
+        loss: torch.Tensor = functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + 1e-5 * kl
+        return loss
 
     weights = train(plan, nn.ModuleDict({"vae": vae}), loss_at, folder)
     vae.load_state_dict(weights["vae"])
@@ -78,13 +79,13 @@ def train_vae(folder: Path, plan: Plan = PLAN) -> AutoencoderKL:
 @torch.no_grad()
 def encode(vae: AutoencoderKL, data: torch.Tensor, batch: int = 64) -> torch.Tensor:
     """Posterior means of uint8 pictures, (n, 4, h / 8, w / 8), not yet scaled."""
-    return torch.cat([vae.encode(to_network(part)).latent_dist.mean for part in data.split(batch)])
+    return torch.cat([vae.encode(to_network(part)).latent_dist.mean for part in torch.split(data, batch)])
 
 
 @torch.no_grad()
 def reconstruction_psnr(vae: AutoencoderKL, data: torch.Tensor) -> float:
     """Mean PSNR in dB over whole pictures, on uint8 pixels."""
-    decoded = [vae.decode(encode(vae, part)).sample for part in data.split(32)]
+    decoded = [vae.decode(encode(vae, part)).sample for part in torch.split(data, 32)]
     pixels = ((torch.cat(decoded) + 1) * 127.5).round().clamp(0, 255)
     errors = (pixels - data.float()).square().mean(dim=(1, 2, 3))
     return float((10 * torch.log10(255.0**2 / errors)).mean())

@@ -1,4 +1,7 @@
-"""The embedded checkpoint's text encoder and UNet: the text first learns to say what a caption means, then both learn to denoise."""
+"""The embedded checkpoint's text encoder and UNet.
+
+The text encoder first learns to say what a caption means, then both learn to denoise.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from export.embedded.vocabulary import CONTEXT
 from export.embedded.world import CANVAS, COLOURS, POSITIONS, RELATIONS, SHAPES, Scene, caption, training_scene
 
 TEXT_PLAN = Plan("text", steps=600, learning_rate=1e-3)
-UNET_PLAN = Plan("unet", steps=7500, learning_rate=8e-4)
+UNET_PLAN = Plan("unet", steps=6000, learning_rate=8e-4)
 TEXT_BATCH, UNET_BATCH = 128, 32
 SCENES, LARGE_SCENES, LARGE = 32000, 6000, 192
 CAPTION_DROPOUT = 0.1
@@ -126,8 +129,10 @@ def train_text_encoder(tokenizer: CLIPTokenizer, folder: Path, plan: Plan = TEXT
     return encoder
 
 
-def latent_set(vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Path) -> tuple[list[Scene], torch.Tensor]:
-    """Scenes and their scaled latents (count, 4, pixels / 8, pixels / 8), drawn and encoded once and kept in `folder`."""
+def latent_set(
+    vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Path
+) -> tuple[list[Scene], torch.Tensor]:
+    """Scenes and their scaled latents (count, 4, pixels / 8, pixels / 8), kept in `folder`."""
     rng = random.Random(seed)
     scenes = [training_scene(rng) for _ in range(count)]
     kept = folder / f"latents-{pixels}-{count}-{seed}.pt"
@@ -140,7 +145,10 @@ def latent_set(vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: P
 def train_unet(
     tokenizer: CLIPTokenizer, encoder: CLIPTextModel, vae: AutoencoderKL, folder: Path, plan: Plan = UNET_PLAN
 ) -> tuple[CLIPTextModel, UNet2DConditionModel]:
-    """v-prediction, its SNR weight capped as in min-SNR (Hang et al. 2023), with caption dropout; later, every sixth step is at 192 pixels."""
+    """v-prediction, its SNR weight capped as in min-SNR (Hang et al. 2023), with caption dropout.
+
+    In the second half every sixth step is at 192 pixels.
+    """
     torch.manual_seed(2)
     unet = new_unet()
     schedule = new_schedule()
@@ -161,7 +169,8 @@ def train_unet(
         signal = schedule.alphas_cumprod[timesteps]
         importance = 1 / (1 - signal)  # SNR + 1: what the velocity loss gives an error of the clean latent
         weight = importance.clamp(max=SNR_CAP + 1) / importance
-        return ((velocity - target).square().mean(dim=(1, 2, 3)) * weight).mean()
+        loss: torch.Tensor = ((velocity - target).square().mean(dim=(1, 2, 3)) * weight).mean()
+        return loss
 
     networks = nn.ModuleDict({"text_encoder": encoder, "unet": unet})
     weights = train(plan, networks, loss_at, folder, slow=("text_encoder",))

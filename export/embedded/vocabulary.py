@@ -38,7 +38,7 @@ def learn_merges() -> list[tuple[str, str]]:
 
 
 def write_tokenizer(folder: Path) -> None:
-    """`vocab.json` in CLIP's order (bytes, bytes that end a word, merges, two specials), `merges.txt` and the configs."""
+    """`vocab.json` in CLIP's order (bytes, bytes that end a word, merges, specials), `merges.txt` and the configs."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = learn_merges()
     words = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(pair) for pair in merges), START, END]

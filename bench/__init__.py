@@ -1,0 +1,1 @@
+"""Measurements: programs that print one JSON object as their last line."""
