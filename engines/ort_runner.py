@@ -22,6 +22,11 @@ BUILT_IN = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvi
 OPENVINO = "OpenVINOExecutionProvider"
 # AMX or AVX512-BF16 make bf16 the faster type; elsewhere OpenVINO would emulate it.
 BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+# ONNX Runtime reports a bad file and a bad provider by the same exceptions; only their texts differ.
+SIGNS_OF_DAMAGE = (
+    "invalid_protobuf", "protobuf parsing failed", "no graph was found", "external data", "external initializer",
+    "invalid_graph", "invalid model",
+)  # fmt: skip
 
 
 def cpu_has_bf16(flags: str | None = None) -> bool:
@@ -105,9 +110,7 @@ def _session(path: Path, provider: str, threads: int) -> Any:
         return OPENERS.get(provider, _open_built_in)(path, provider, options)
     except Exception as error:  # bare pybind exceptions again
         text = str(error)
-        if any(
-            sign in text for sign in ("INVALID_PROTOBUF", "Protobuf parsing failed", "external data", "INVALID_GRAPH")
-        ):
+        if any(sign in text.lower() for sign in SIGNS_OF_DAMAGE):
             raise ArtefactError(f"{path} is damaged ({text}); run `python -m export` again") from error
         raise ProviderError(f"{provider} cannot load {path}: {text}") from error
 

@@ -20,6 +20,7 @@ from export.errors import CheckpointError
 
 INDEX_FILE = "model_index.json"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+SIZES = {"unet/config.json": ("sample_size", "cross_attention_dim"), "vae/config.json": ("block_out_channels",)}
 FINGERPRINTED = {".json", ".txt", ".safetensors", ".bin"}
 
 
@@ -43,7 +44,8 @@ class Checkpoint:
         folder = Path(location)
         if not folder.is_dir():
             folder = _download(location)
-        checkpoint = cls(folder, folder.resolve().name if Path(location).is_dir() else location)
+        local = folder.resolve()
+        checkpoint = cls(folder, f"{local.parent.name}/{local.name}" if Path(location).is_dir() else location)
         index = checkpoint._json(INDEX_FILE)
         missing = [part for part in PARTS if part not in index or not (folder / part).is_dir()]
         if missing:
@@ -56,6 +58,11 @@ class Checkpoint:
                 f"{folder} is a {index.get('_class_name')} whose UNet takes {channels} channels; "
                 "export takes text-to-image checkpoints of Stable Diffusion 1.x and 2.x (4 channels)"
             )
+        for file, keys in SIZES.items():
+            if missing := [key for key in keys if key not in checkpoint._json(file)]:
+                raise CheckpointError(
+                    f"{folder / file} has no {', '.join(missing)}; download or save the checkpoint again"
+                )
         return checkpoint
 
     def _json(self, relative: str) -> dict[str, Any]:
@@ -139,11 +146,17 @@ class Checkpoint:
 
     def _load(self, kind: Any, part: str) -> Any:
         try:
-            network = kind.from_pretrained(self.folder / part, torch_dtype=torch.float32)
-        except Exception as error:  # safetensors, OSError, pickle, missing keys: whatever the loaders raise
+            network, report = kind.from_pretrained(
+                self.folder / part, torch_dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:  # safetensors, OSError, pickle, other shapes: whatever the loaders raise
             raise CheckpointError(
                 f"{self.folder / part} cannot be loaded ({_sentence(error)}); download it again"
             ) from error
+        if missing := sorted(report["missing_keys"]):  # the loaders would leave these random
+            raise CheckpointError(
+                f"{self.folder / part} cannot be loaded (it lacks {', '.join(missing[:3])}); download it again"
+            )
         return network.eval()
 
     def tokenizer(self) -> Tokenizer:
@@ -172,6 +185,8 @@ class Checkpoint:
 def _download(location: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    if Path(location).exists():
+        raise CheckpointError(f"{location} is a file; give a diffusers folder, or a hub id such as owner/name")
     if location.count("/") != 1 or location.startswith((".", "/")):
         raise CheckpointError(f"{location} does not exist; give a diffusers folder, or a hub id such as owner/name")
     patterns = ["*.json", "*.txt", *(f"{part}/*.safetensors" for part in ("text_encoder", "unet", "vae"))]

@@ -27,13 +27,13 @@ logger = logging.getLogger(__name__)
 Precision: TypeAlias = Literal["fp32", "fp16"]
 TOKENIZER_FOLDER = "tokenizer"
 MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-SOURCES = ("export", "engines")
+SOURCES = ("export/export.py", "export/to_onnx.py", "export/wrappers.py", "engines/catalog.py", "engines/component.py")
 
 
 def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], precision: Precision) -> str:
-    """SHA-256 over everything that the exported files depend on: weights, options, our sources, the libraries."""
+    """SHA-256 over everything that the exported files depend on: weights, options, the sources that trace, the libraries."""
     root = Path(__file__).resolve().parent.parent
-    sources = [path for folder in SOURCES for path in sorted((root / folder).glob("*.py"))]
+    sources = [root / source for source in SOURCES]
     parts = {
         "fingerprint": checkpoint.fingerprint,
         "resolutions": resolutions,

@@ -77,6 +77,9 @@ class Client:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._client.close()
 
     def generate(self, **fields: Value) -> Result:

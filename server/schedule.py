@@ -44,8 +44,13 @@ class TrainedSchedule:
         """Read diffusers' configuration; keys that are absent have the defaults of its scheduler classes.
 
         Raises:
-            ScheduleError: an unknown beta schedule, spacing or prediction type.
+            ScheduleError: an unknown beta schedule, spacing or prediction type, or zero terminal signal-to-noise.
         """
+        if config.get("rescale_betas_zero_snr"):
+            raise ScheduleError(
+                "rescale_betas_zero_snr is True in the scheduler configuration; only False is supported: "
+                "take a checkpoint that was trained without zero terminal signal-to-noise"
+            )
         spacing = _known(config, "timestep_spacing", SPACINGS, "leading")
         prediction_type = _known(config, "prediction_type", PREDICTION_TYPES, "epsilon")
         abar = _alphas_cumprod(config)
@@ -96,12 +101,12 @@ def _alphas_cumprod(config: Mapping[str, Any]) -> Floats:
 
 
 def _linspace32(start: float, end: float, count: int) -> npt.NDArray[np.float32]:
-    """torch.linspace in float32: counted from both ends towards the middle."""
+    """torch.linspace in float32: counted from both ends towards the middle, each value rounded once (torch's FMA)."""
     first, last = np.float32(start), np.float32(end)
-    step = (last - first) / np.float32(count - 1)
-    index = np.arange(count, dtype=np.float32)
+    step = np.float64((last - first) / np.float32(count - 1))
+    index = np.arange(count)
     rising, falling = first + step * index, last - step * index[::-1]
-    return np.where(np.arange(count) < count // 2, rising, falling).astype(np.float32)
+    return np.where(index < count // 2, rising, falling).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,3 +131,17 @@ def draw(scene: Scene, pixels: int = CANVAS) -> npt.NDArray[np.uint8]:
                 )
         image.paste(tuple(COLOURS[thing.colour]), mask=mask)
     return np.asarray(image.resize((pixels, pixels), Image.Resampling.BOX))
+
+
+def held_out_captions(count: int, seed: int = 0) -> list[dict[str, str]]:
+    """Captions of held-out scenes, each once, with what must be seen; `held_out.json` keeps them for the judge."""
+    rng = random.Random(seed)
+    asked: dict[str, dict[str, str]] = {}
+    while len(asked) < count:
+        scene = sample_scene(rng)
+        if scene.held_out:
+            text = caption(scene, rng)
+            thing = scene.things[0]
+            seen = {"colour": thing.colour, "shape": thing.shape, "background": scene.background}
+            asked.setdefault(text, {"caption": text, **seen})
+    return list(asked.values())

@@ -1,0 +1,42 @@
+# Every target sets itself up; only Python 3.11 or 3.12, make and a package index are needed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+CHECKPOINT := export/embedded/checkpoint
+EXPORT := out/export
+
+.PHONY: setup demo test test-slow check serve bench export clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
+		--editable '.[client,export,triton,openvino,dev]'
+	touch $@
+
+export: setup
+	$(RUN) -m export $(CHECKPOINT) --out $(EXPORT) --resolution 128 --resolution 192
+
+demo: export
+	$(RUN) -m bench demo --model $(EXPORT) --out out
+
+serve: export
+	$(RUN) -m server launch --model $(EXPORT)
+
+test: setup
+	$(RUN) -m pytest -m "not slow and not gpu"
+
+test-slow: setup
+	$(RUN) -m pytest -m "slow and not gpu"
+
+check: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+bench: export
+	$(RUN) -m bench quality --model $(EXPORT) --json out/quality.json
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

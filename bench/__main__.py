@@ -1,0 +1,39 @@
+"""`python -m bench`: measurements, each a program whose last line of standard output is one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from bench import demo, quality
+from bench.report import report
+from engines.errors import EngineError
+from server.errors import ServerError
+
+PROGRAMS = {
+    "demo": (demo, "the main job: a gallery through the real Triton"),
+    "quality": (quality, "whether the embedded checkpoint draws what is asked"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 only if the measurement was made."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for name, (program, meaning) in PROGRAMS.items():
+        verb = verbs.add_parser(name, help=meaning)
+        program.add_options(verb)
+        verb.add_argument("--json", type=Path, help="file to keep the result in")
+    options = parser.parse_args(arguments)
+    try:
+        result = PROGRAMS[options.verb][0].run(options)
+    except (ServerError, EngineError, OSError) as error:
+        print(f"{options.verb}: {error}", file=sys.stderr)
+        return 1
+    report(result, options.json)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,158 @@
+"""Stand-ins that tests share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from engines.component import Arrays
+from engines.runner import Runner
+from server.errors import ServerError
+from server.job import Job
+from server.noise import TorchGenerator
+from server.pipeline import Work
+from server.reply import Reply
+from server.request import Limits, Request
+from server.schedule import TrainedSchedule
+from server.table import COLUMNS, HISTORY, Table
+
+STABLE_DIFFUSION: dict[str, Any] = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+}
+LIMITS = Limits(((128, 128), (192, 128), (192, 192)))
+
+
+class ListSink:
+    """Keeps what a request is answered with."""
+
+    def __init__(self) -> None:
+        self.events: list[Mapping[str, Any]] = []
+        self.images: list[bytes] | None = None
+        self.metadata: Mapping[str, Any] = {}
+        self.error: ServerError | None = None
+        self.answers = 0
+        self._answered = threading.Event()
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+
+    def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
+        self.images, self.metadata = images, metadata
+        self._answer()
+
+    def fail(self, error: ServerError) -> None:
+        self.error = error
+        self._answer()
+
+    def _answer(self) -> None:
+        self.answers += 1
+        self._answered.set()
+
+    def wait(self, seconds: float = 20.0) -> bool:
+        """Whether the answer came in time."""
+        return self._answered.wait(seconds)
+
+
+class BlockableRunner:
+    """A runner that can be held before each call, made to fail, and asked what it was fed."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.component = runner.component
+        self.provider = runner.provider
+        self.rows: list[int] = []
+        self.failures: list[Exception] = []
+        self._runner = runner
+        self._gate = threading.Event()
+        self._gate.set()
+
+    def hold(self) -> None:
+        """Let no further call begin."""
+        self._gate.clear()
+
+    def release(self) -> None:
+        self._gate.set()
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        self._gate.wait()
+        self.rows.append(len(next(iter(feeds.values()))))
+        if self.failures:
+            raise self.failures.pop()
+        return self._runner.infer(feeds)
+
+
+@dataclass
+class FakeReply:
+    """What a scheduler looks at of a reply."""
+
+    cancelled: bool = False
+    answered: bool = False
+
+
+def trained(**changes: Any) -> TrainedSchedule:
+    """Stable Diffusion's schedule, with other values for some keys of its configuration."""
+    return TrainedSchedule.from_config({**STABLE_DIFFUSION, **changes})
+
+
+def make_request(**fields: Any) -> Request:
+    """A request with defaults for what is not given."""
+    tensors = {"prompt": "a red circle", "seed": 0, **fields}
+    return Request.parse({name: [value] for name, value in tensors.items()}, LIMITS)
+
+
+def idle_table(calls: int) -> Table:
+    """A table that moves nothing."""
+    return Table(np.zeros((calls, len(COLUMNS)), np.float32), 1.0)
+
+
+def make_job(
+    table: Table, arrival: float = 0.0, deadline: float | None = None, context: float = 0.0, **fields: Any
+) -> Job:
+    """A job of its own request; `context` tells its embeddings from those of other jobs."""
+    request = make_request(**fields)
+    positive = np.full((2, 3), context, np.float32)
+    negative = np.full((2, 3), -1 - context, np.float32) if request.guided else None
+    work = Work(table, TorchGenerator(request.seed), positive, negative)
+    return Job(request, 0, work, cast(Reply, FakeReply()), arrival, deadline)
+
+
+class TableRun:
+    """One latent moved along a table in float64, as the description of a table's columns says."""
+
+    def __init__(self, table: Table, x: npt.NDArray[np.float64]) -> None:
+        self._lines = [dict(zip(COLUMNS, line, strict=True)) for line in table.lines.astype(np.float64).tolist()]
+        self._x_prev = np.zeros_like(x)
+        self._h: list[npt.NDArray[np.float64]] = []
+        self.x = x
+        self.calls = 0
+
+    @property
+    def timestep(self) -> float:
+        """Of the next call."""
+        return self._lines[self.calls]["timestep"]
+
+    @property
+    def input(self) -> npt.NDArray[np.float64]:
+        """Of the network in the next call."""
+        return self._lines[self.calls]["c_in"] * self.x
+
+    def advance(self, output: npt.NDArray[Any], noise: npt.NDArray[Any] | None = None) -> None:
+        """Make the next call, with this output of the network."""
+        line = self._lines[self.calls]
+        self._h = [line["u"] * self.x + line["v"] * output, *self._h][:HISTORY]
+        following = line["a"] * self.x + line["a1"] * self._x_prev
+        for age in range(HISTORY):
+            if line[f"b{age}"] != 0:
+                following = following + line[f"b{age}"] * self._h[age]
+        if line["n"] != 0:
+            assert noise is not None
+            following = following + line["n"] * noise
+        self._x_prev, self.x = self.x, following
+        self.calls += 1
