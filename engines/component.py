@@ -162,6 +162,19 @@ class PipelineSpec:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtefactError(f"{path} is damaged ({error}); {remedy}") from error
 
+    def verify(self, folder: Path) -> None:
+        """Compare every component's file with its SHA-256.
+
+        Raises:
+            ArtefactError: a file is missing or has changed since it was exported.
+        """
+        for component in self.components.values():
+            path = folder / component.file
+            if not path.is_file():
+                raise ArtefactError(f"{path} does not exist; run `python -m export` again")
+            if file_sha256(path) != component.sha256:
+                raise ArtefactError(f"{path} is damaged, its SHA-256 has changed; run `python -m export` again")
+
     def component(self, name: str) -> Component:
         """The named component.
 

@@ -31,7 +31,7 @@ SOURCES = ("export/export.py", "export/to_onnx.py", "export/wrappers.py", "engin
 
 
 def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], precision: Precision) -> str:
-    """SHA-256 over everything that the exported files depend on: weights, options, the sources that trace, the libraries."""
+    """SHA-256 over all that the exported files depend on: weights, options, tracing sources, libraries."""
     root = Path(__file__).resolve().parent.parent
     sources = [root / source for source in SOURCES]
     parts = {
@@ -49,9 +49,10 @@ def is_exported(folder: Path, key: str) -> bool:
     """Whether `folder` holds the complete, unchanged export of that key."""
     try:
         spec = PipelineSpec.read(folder)
-        return spec.key == key and all(file_sha256(folder / c.file) == c.sha256 for c in spec.components.values())
+        spec.verify(folder)
     except (ArtefactError, OSError):
         return False
+    return spec.key == key
 
 
 def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]) -> None:

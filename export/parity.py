@@ -39,7 +39,7 @@ def compare(network: nn.Module, component: Component, folder: Path, latents: lis
             reference = network(**inputs).numpy()
         output = runner.infer({k: v.numpy() for k, v in inputs.items()})[component.outputs[0].name]
         difference = np.abs(output - reference)
-        if not np.isfinite(output).all():
+        if not np.isfinite(difference).all():
             raise ParityError(
                 f"{component.name} gives values that are not finite at {height}x{width}; export with fp32"
             )

@@ -73,5 +73,8 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None
+    for node in program.model.graph.all_nodes():
+        # Paths of this machine, and half of a small file.
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)

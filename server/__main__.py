@@ -55,9 +55,7 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
 def launch(options: argparse.Namespace) -> int:
     """Serve until SIGINT or SIGTERM."""
     from engines.component import PipelineSpec
-    from server.launch import SHARED_MEMORY_BYTES, Ports, TritonServer, check_shared_memory, serve_until_signal
-    from server.pipeline import open_pipeline
-    from server.repository import deployed_models
+    from server.launch import Ports, TritonServer, serve_until_signal
 
     config = ServerConfig(
         model=options.model.resolve(),
@@ -68,11 +66,9 @@ def launch(options: argparse.Namespace) -> int:
         text_encoder=options.text_encoder,
         vae_decoder=options.vae_decoder,
     )
-    spec = PipelineSpec.read(config.model)
-    open_pipeline(config)  # a damaged file is told here, in one sentence, and not by a server that will not start
-    check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
     with TritonServer(config, ports, options.address) as server:
+        spec = PipelineSpec.read(config.model)
         sizes = ", ".join(f"{h}x{w}" for h, w in spec.resolutions)
         print(f"ready: {spec.checkpoint} at {sizes}; gRPC {server.grpc_url}, HTTP {server.http_url}", flush=True)
         return serve_until_signal(server)

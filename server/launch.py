@@ -23,9 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from engines.component import PipelineSpec
+from engines.runner import FAKE
 from server.config import ServerConfig
 from server.errors import StartupError
-from server.repository import ROOT, write_repository
+from server.repository import ROOT, deployed_models, write_repository
+from server.schedule import TrainedSchedule
+from server.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -155,7 +159,8 @@ class TritonServer:
         log: file for the server's output; by default it goes where ours goes.
 
     Raises (from `start`):
-        StartupError: no installation, a model that does not load, or a server that is not ready in time.
+        StartupError: no installation, a model that does not load, or a server that is not ready in time;
+            and what `check_deployment` raises.
     """
 
     def __init__(
@@ -191,7 +196,8 @@ class TritonServer:
         self.stop()
 
     def start(self) -> None:
-        """Write the repository, start the server, wait until every model is ready."""
+        """Check the deployment, write the repository, start the server, wait until every model is ready."""
+        check_deployment(self.config)
         installation = find_installation()
         repository = Path(self._folder.name) / "models"
         write_repository(self.config, repository)
@@ -251,8 +257,25 @@ class TritonServer:
         self._folder.cleanup()
 
 
-def check_shared_memory(needed: int) -> None:
-    """Raises StartupError when /dev/shm, which Triton's Python models talk through, is too small."""
+def check_deployment(config: ServerConfig) -> PipelineSpec:
+    """Look at everything that can be wrong before a server is started, so that it is told in one sentence.
+
+    Raises:
+        EngineError: an exported file is missing or damaged.
+        ScheduleError: the checkpoint's schedule is not supported.
+        StartupError: there is too little shared memory.
+    """
+    spec = PipelineSpec.read(config.model)
+    if config.provider != FAKE:
+        spec.verify(config.model)
+    TrainedSchedule.from_config(spec.schedule)
+    PromptTokenizer(config.model / spec.tokenizer, spec.context_length)
+    _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
+    return spec
+
+
+def _check_shared_memory(needed: int) -> None:
+    """Triton's Python models talk through /dev/shm."""
     folder = Path("/dev/shm")
     if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
         raise StartupError(

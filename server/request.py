@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,8 +39,8 @@ class Field:
     datatype: DataType
     default: Value | None
     meaning: str
-    low: float | None = None
-    high: float | None = None
+    low: int | None = None
+    high: int | None = None
     choices: tuple[str, ...] = ()
     required: bool = False
 
@@ -53,7 +52,7 @@ class Field:
         if self.datatype == "STRING":
             return f"UTF-8 text of at most {MAX_PROMPT_BYTES} bytes"
         kind = "a finite number" if self.datatype == "FP32" else "an integer"
-        return f"{kind} from {self.low:g} to {self.high:g}" if self.high != MAX_SEED else f"{kind} from 0 to {MAX_SEED}"
+        return f"{kind} from {self.low} to {self.high}"
 
 
 FIELDS: tuple[Field, ...] = (
@@ -183,7 +182,13 @@ def _text(field: Field, value: object) -> str:
             ) from None
     if not isinstance(value, str):
         raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed}")
-    if len(value.encode("utf-8", "surrogatepass")) > MAX_PROMPT_BYTES:
+    try:
+        size = len(value.encode("utf-8"))
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(
+            f"{field.name} cannot be written as UTF-8 (character {error.start} is half a surrogate pair); send UTF-8"
+        ) from None
+    if size > MAX_PROMPT_BYTES:
         raise InvalidRequest(f"{field.name} has over {MAX_PROMPT_BYTES} bytes; send a shorter text")
     if field.choices:
         return _choice(field, value)
@@ -200,14 +205,15 @@ def _choice(field: Field, value: str) -> str:
 
 
 def _number(field: Field, value: object) -> int | float:
-    kind = float if field.datatype == "FP32" else int
-    good = isinstance(value, int | float) and not isinstance(value, bool) and (kind is float or isinstance(value, int))
-    if not good or not math.isfinite(cast(float, value)):
-        raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed} ({field.meaning})")
-    number = kind(cast(float, value))
-    if (field.low is not None and number < field.low) or (field.high is not None and number > field.high):
-        raise InvalidRequest(f"{field.name} is {number}; send {field.allowed} ({field.meaning})")
-    return number
+    kinds = (int, float) if field.datatype == "FP32" else (int,)
+    if isinstance(value, kinds) and not isinstance(value, bool) and _within(value, field.low, field.high):
+        return float(value) if field.datatype == "FP32" else value
+    raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed} ({field.meaning})")
+
+
+def _within(value: float, low: int | None, high: int | None) -> bool:
+    """Whether low <= value <= high; NaN is not, and an integer too large for a float is compared as an integer."""
+    return (low is None or value >= low) and (high is None or value <= high)
 
 
 def _size(height: object, width: object, limits: Limits) -> tuple[int, int]:

@@ -127,7 +127,8 @@ class TableRun:
     """One latent moved along a table in float64, as the description of a table's columns says."""
 
     def __init__(self, table: Table, x: npt.NDArray[np.float64]) -> None:
-        self._lines = [dict(zip(COLUMNS, line, strict=True)) for line in table.lines.astype(np.float64).tolist()]
+        lines: list[list[float]] = table.lines.astype(np.float64).tolist()
+        self._lines = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
         self._x_prev = np.zeros_like(x)
         self._h: list[npt.NDArray[np.float64]] = []
         self.x = x
@@ -141,7 +142,8 @@ class TableRun:
     @property
     def input(self) -> npt.NDArray[np.float64]:
         """Of the network in the next call."""
-        return self._lines[self.calls]["c_in"] * self.x
+        values: npt.NDArray[np.float64] = self._lines[self.calls]["c_in"] * self.x
+        return values
 
     def advance(self, output: npt.NDArray[Any], noise: npt.NDArray[Any] | None = None) -> None:
         """Make the next call, with this output of the network."""

@@ -25,7 +25,7 @@ class Plan:
     learning_rate: float
     warmup: int = 200
     floor: float = 0.01
-    save_every: int = 500
+    save_every: int = 250
     log_every: int = 50
 
 

@@ -1,0 +1,102 @@
+"""Checkpoints and exports that tests share; each is made at most once per run."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+EMBEDDED = ROOT / "export" / "embedded" / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder of random networks so small that they run at once; fp16 weights, as checkpoints are shared."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from export.embedded.vocabulary import load_tokenizer, write_tokenizer
+
+    work = tmp_path_factory.mktemp("tiny")
+    write_tokenizer(work / "tokenizer")
+    tokenizer = load_tokenizer(work / "tokenizer")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        text_encoder = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                projection_dim=32,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+        unet = UNet2DConditionModel(
+            sample_size=8,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+            attention_head_dim=2,
+            norm_num_groups=8,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 16, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=64,
+        )
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16)
+    folder = work / "checkpoint"
+    pipeline.save_pretrained(folder)
+    shutil.rmtree(folder / "tokenizer")
+    shutil.copytree(work / "tokenizer", folder / "tokenizer")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint exported for 64x64 and 128x128; tests that change it take a copy."""
+    from export.checkpoint import Checkpoint
+    from export.export import export_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny_export")
+    export_checkpoint(Checkpoint.open(str(tiny_checkpoint)), folder, [(64, 64), (128, 128)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def embedded_export() -> Path:
+    """The checkpoint that ships with the project, exported where `make demo` has it, unless it is up to date."""
+    from export.checkpoint import Checkpoint
+    from export.export import export_checkpoint
+
+    folder = ROOT / "out" / "export"
+    export_checkpoint(Checkpoint.open(str(EMBEDDED)), folder, [(128, 128), (192, 192)])
+    return folder

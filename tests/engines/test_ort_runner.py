@@ -1,0 +1,243 @@
+"""ONNX Runtime: which providers there are, and what happens to good and bad files; on a graph of one product."""
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines import ort_runner
+from engines.component import Component, TensorSpec
+from engines.errors import ArtefactError, FeedError, ProviderError
+from engines.ort_runner import OrtRunner, available_providers, cpu_has_bf16
+
+WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4)
+PRODUCT = Component(
+    "product",
+    "product.onnx",
+    (TensorSpec("x", "float32", ("rows", 3)),),
+    (TensorSpec("y", "float32", ("rows", 4)),),
+)
+FEEDS = {"x": np.array([[1, 2, 3], [0, 1, 0]], np.float32)}
+BUILT_IN = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def product_model(*, operator: str = "MatMul", weights: str = "w") -> onnx.ModelProto:
+    graph = helper.make_graph(
+        [helper.make_node(operator, ["x", "w"], ["y"])],
+        "product",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", 3])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 4])],
+        [numpy_helper.from_array(WEIGHTS, weights)],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    onnx.save_model(product_model(), tmp_path / PRODUCT.file)
+    return tmp_path
+
+
+def with_external_data(folder: Path) -> Path:
+    """Moves the weights out of the graph; returns their file."""
+    path = folder / PRODUCT.file
+    onnx.save_model(product_model(), path, save_as_external_data=True, location=f"{path.name}.data", size_threshold=0)
+    return path.with_name(f"{path.name}.data")
+
+
+def test_a_component_runs_with_any_number_of_rows(folder: Path) -> None:
+    runner = OrtRunner(PRODUCT, folder, "cpu", threads=1)
+    for rows in (1, 2, 5):
+        x = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
+        np.testing.assert_allclose(runner.infer({"x": x})["y"], x @ WEIGHTS, rtol=1e-6)
+    assert (runner.provider, runner.component) == ("cpu", PRODUCT)
+
+
+def test_weights_beside_the_graph_are_found(folder: Path) -> None:
+    assert with_external_data(folder).stat().st_size >= WEIGHTS.nbytes
+    outputs = OrtRunner(PRODUCT, folder, "cpu").infer(FEEDS)
+    np.testing.assert_array_equal(outputs["y"], FEEDS["x"] @ WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("built_in", "openvino", "found"),
+    [
+        (["CPUExecutionProvider"], False, ("cpu",)),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], True, ("openvino", "cpu")),
+        (BUILT_IN[1:], True, ("cuda", "openvino", "cpu")),
+        (BUILT_IN, False, ("tensorrt", "cuda", "cpu")),
+    ],
+)
+def test_providers_are_listed_with_the_preferred_one_first(
+    monkeypatch: pytest.MonkeyPatch, built_in: list[str], openvino: bool, found: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: built_in)
+    monkeypatch.setattr(ort_runner, "_openvino_devices", lambda: ("device",) if openvino else ())
+    assert available_providers() == found
+
+
+def test_auto_takes_the_first_available_provider(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort_runner, "available_providers", lambda: ("cpu", "cuda"))
+    assert OrtRunner(PRODUCT, folder).provider == "cpu"
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tpu", "CPU", ""])
+def test_a_provider_that_is_not_here_is_refused_with_the_choice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    monkeypatch.setattr(ort_runner, "available_providers", lambda: ("openvino", "cpu"))
+    with pytest.raises(ProviderError) as caught:
+        OrtRunner(PRODUCT, folder, provider)
+    assert str(caught.value) == (f"provider {provider!r} is not available here; choose auto or one of openvino, cpu")
+
+
+def devices_with(monkeypatch: pytest.MonkeyPatch, plugin: Any) -> tuple[Any, ...]:
+    """What is found of the CPU of a machine with that plug-in, a GPU and ONNX Runtime's own provider."""
+    kinds = SimpleNamespace(CPU="CPU", GPU="GPU")
+    cpu, gpu = SimpleNamespace(type=kinds.CPU), SimpleNamespace(type=kinds.GPU)
+    listed = [("CPUExecutionProvider", cpu), ("OpenVINOExecutionProvider", gpu), ("OpenVINOExecutionProvider", cpu)]
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_openvino", plugin)
+    monkeypatch.setattr("onnxruntime.register_execution_provider_library", lambda name, path: None)
+    monkeypatch.setattr("onnxruntime.OrtHardwareDeviceType", kinds)
+    devices = [SimpleNamespace(ep_name=name, device=device) for name, device in listed]
+    monkeypatch.setattr("onnxruntime.get_ep_devices", lambda: devices)
+    found: tuple[Any, ...] = ort_runner._openvino_devices.__wrapped__()
+    return found
+
+
+def test_openvino_takes_its_own_cpu_devices_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    (device,) = devices_with(monkeypatch, SimpleNamespace(get_library_path=lambda: "plugin.so"))
+    assert (device.ep_name, device.device.type) == ("OpenVINOExecutionProvider", "CPU")
+
+
+def test_openvino_is_absent_where_its_plugin_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert devices_with(monkeypatch, None) == ()
+
+
+@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "f32")])
+def test_openvino_computes_in_bf16_where_the_processor_does(
+    monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
+) -> None:
+    given: list[Any] = []
+    options = SimpleNamespace(add_provider_for_devices=lambda devices, settings: given.append((devices, settings)))
+    monkeypatch.setattr(ort_runner, "_openvino_devices", lambda: ("device",))
+    monkeypatch.setattr(ort_runner, "cpu_has_bf16", lambda: bf16)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda path, options: (path, options))
+    assert ort_runner._open_openvino(Path("m.onnx"), "openvino", options) == (Path("m.onnx"), options)
+    ((devices, settings),) = given
+    assert devices == ["device"]
+    assert json.loads(settings["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": precision}}
+
+
+@pytest.mark.skipif("openvino" not in available_providers(), reason="no OpenVINO device here")
+def test_openvino_computes_what_the_cpu_provider_does(folder: Path) -> None:
+    outputs = OrtRunner(PRODUCT, folder, "openvino").infer(FEEDS)
+    np.testing.assert_allclose(outputs["y"], FEEDS["x"] @ WEIGHTS, rtol=1e-2)
+
+
+def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError) as caught:
+        OrtRunner(PRODUCT, tmp_path, "cpu")
+    assert str(caught.value) == f"{tmp_path / 'product.onnx'} does not exist; run `python -m export` again"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda whole: b"",
+        lambda whole: whole[: len(whole) // 2],
+        lambda whole: whole[:-1],
+        lambda whole: bytes(len(whole)),
+        lambda whole: b"version https://git-lfs.github.com/spec/v1\nsize 12\n",
+    ],
+    ids=["empty", "half", "one byte short", "zeros", "text"],
+)
+def test_a_damaged_file_is_named_with_the_remedy(folder: Path, damage: Any) -> None:
+    path = folder / PRODUCT.file
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ArtefactError, match=r"product\.onnx is damaged \(.+\); run `python -m export` again"):
+        OrtRunner(PRODUCT, folder, "cpu")
+
+
+@pytest.mark.parametrize("left", [0, 10, None], ids=["empty", "truncated", "missing"])
+def test_damaged_external_data_is_named_with_the_remedy(folder: Path, left: int | None) -> None:
+    data = with_external_data(folder)
+    whole = data.read_bytes()
+    data.unlink()
+    if left is not None:
+        data.write_bytes(whole[:left])
+    with pytest.raises(ArtefactError, match=r"product\.onnx is damaged \(.+\); run `python -m export` again"):
+        OrtRunner(PRODUCT, folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    "model", [product_model(operator="Nonsense"), product_model(weights="others")], ids=["operator", "dangling input"]
+)
+def test_a_graph_that_is_no_graph_is_damaged(folder: Path, model: onnx.ModelProto) -> None:
+    (folder / PRODUCT.file).write_bytes(model.SerializeToString())
+    with pytest.raises(ArtefactError, match="is damaged"):
+        OrtRunner(PRODUCT, folder, "cpu")
+
+
+def test_a_graph_with_other_inputs_than_the_component_is_refused(folder: Path) -> None:
+    other = replace(PRODUCT, inputs=(TensorSpec("sample", "float32", ("rows", 3)),))
+    with pytest.raises(ArtefactError, match=r"takes \['x'\], pipeline\.json says \['sample'\]; run `python -m export`"):
+        OrtRunner(other, folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("feeds", "said"),
+    [
+        ({}, r"product was fed \[\]; feed exactly \['x'\]"),
+        ({"x": np.zeros((2, 3))}, r"'x' is float64\[2, 3\]; feed float32\['rows', 3\] instead"),
+        ({"x": np.zeros((2, 5), np.float32)}, r"'x' has shape \[2, 5\]; its dimension 3 must be 3"),
+    ],
+    ids=["names", "dtype", "shape"],
+)
+def test_wrong_feeds_are_refused(folder: Path, feeds: dict[str, npt.NDArray[Any]], said: str) -> None:
+    with pytest.raises(FeedError, match=said):
+        OrtRunner(PRODUCT, folder, "cpu").infer(feeds)
+
+
+def test_what_the_provider_raises_is_a_provider_error(folder: Path) -> None:
+    """The component lets any width through; the graph takes three."""
+    loose = replace(PRODUCT, inputs=(TensorSpec("x", "float32", ("rows", "width")),))
+    with pytest.raises(ProviderError, match=r"^cpu failed on product: .*dimensions"):
+        OrtRunner(loose, folder, "cpu").infer({"x": np.zeros((2, 5), np.float32)})
+
+
+def test_a_provider_that_cannot_load_a_good_file_is_a_provider_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, provider: str, options: Any) -> Any:
+        raise RuntimeError("no memory left")
+
+    monkeypatch.setitem(ort_runner.OPENERS, "cpu", refuse)
+    with pytest.raises(ProviderError, match=r"^cpu cannot load .*product\.onnx: no memory left$"):
+        OrtRunner(PRODUCT, folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("flags", "has"),
+    [
+        ("flags\t\t: fpu avx512_bf16 sse", True),
+        ("flags : fpu sse\nflags : fpu amx_bf16 amx_tile", True),
+        ("flags : fpu avx512f amx_tile avx512_bf16_not", False),
+        ("", False),
+    ],
+)
+def test_bf16_is_read_from_the_processors_flags(flags: str, has: bool) -> None:
+    assert cpu_has_bf16(flags) is has
+
+
+def test_bf16_of_this_machine_is_known() -> None:
+    listing = Path("/proc/cpuinfo")
+    assert cpu_has_bf16() is cpu_has_bf16(listing.read_text() if listing.exists() else "")

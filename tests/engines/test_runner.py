@@ -1,0 +1,124 @@
+"""The fake runner is a deterministic stand-in whose rows never influence each other; `open_runner` chooses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from engines.catalog import Widths, text_to_image_components
+from engines.component import Component
+from engines.errors import ArtefactError, FeedError
+from engines.runner import FAKE, FakeRunner, open_runner
+
+WIDTHS = Widths(context_length=77, context_width=16, latent_channels=4, unet_channels=4, downscale=8)
+COMPONENTS = {
+    name: Component(name, f"{name}.onnx", inputs, outputs)
+    for name, (inputs, outputs) in text_to_image_components(WIDTHS).items()
+}
+UNET = COMPONENTS["unet"]
+Feeds = dict[str, npt.NDArray[Any]]
+
+
+def unet_feeds(rows: int, seed: int = 0) -> Feeds:
+    rng = np.random.default_rng(seed)
+    return {
+        "sample": rng.standard_normal((rows, 4, 8, 16)).astype(np.float32),
+        "timestep": (rng.random(rows) * 999).astype(np.float32),
+        "encoder_hidden_states": rng.standard_normal((rows, 77, 16)).astype(np.float32),
+    }
+
+
+def taken(feeds: Feeds, chosen: list[int]) -> Feeds:
+    return {name: array[chosen] for name, array in feeds.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "feed", "output", "shape"),
+    [
+        ("text_encoder", np.ones((3, 77), np.int32), "last_hidden_state", (3, 77, 16)),
+        ("vae_encoder", np.ones((2, 3, 64, 128), np.float32), "moments", (2, 8, 8, 16)),
+        ("vae_decoder", np.ones((2, 4, 8, 16), np.float32), "image", (2, 3, 64, 128)),
+    ],
+)
+def test_outputs_have_the_shapes_and_types_of_the_component(
+    name: str, feed: npt.NDArray[Any], output: str, shape: tuple[int, ...]
+) -> None:
+    component = COMPONENTS[name]
+    outputs = FakeRunner(component).infer({component.inputs[0].name: feed})
+    assert list(outputs) == [output]
+    assert (outputs[output].shape, outputs[output].dtype.name) == (shape, "float32")
+    assert np.isfinite(outputs[output]).all()
+
+
+def test_a_denoiser_gives_the_shape_of_the_sample() -> None:
+    out = FakeRunner(UNET).infer(unet_feeds(3))["out_sample"]
+    assert (out.shape, out.dtype.name) == ((3, 4, 8, 16), "float32")
+
+
+def test_the_same_feeds_give_the_same_outputs() -> None:
+    first, second = (FakeRunner(UNET).infer(unet_feeds(2))["out_sample"] for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["sample", "timestep", "encoder_hidden_states"])
+def test_a_row_depends_on_each_of_its_inputs_and_on_no_other_row(name: str) -> None:
+    runner, feeds = FakeRunner(UNET), unet_feeds(3)
+    before = runner.infer(feeds)["out_sample"]
+    feeds[name] = feeds[name].copy()
+    feeds[name][1] += 0.25
+    after = runner.infer(feeds)["out_sample"]
+    assert [bool((before[row] == after[row]).all()) for row in range(3)] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "vae_encoder", "vae_decoder"])
+def test_outputs_of_another_shape_depend_on_the_row_too(name: str) -> None:
+    component = COMPONENTS[name]
+    (spec,) = component.inputs
+    sizes = [{"rows": 2, "height": 8, "width": 8, "8*height": 64, "8*width": 64}.get(str(d), d) for d in spec.shape]
+    feed = np.zeros([int(size) for size in sizes], spec.dtype)
+    feed[1] += 1
+    (output,) = FakeRunner(component).infer({spec.name: feed}).values()
+    assert (output[0] != output[1]).any()
+
+
+def test_a_row_is_the_same_alone_and_among_others() -> None:
+    runner, feeds = FakeRunner(UNET), unet_feeds(7)
+    together = runner.infer(feeds)["out_sample"]
+    for rows in ([3], [6, 0], [5, 4, 3, 2]):
+        np.testing.assert_array_equal(runner.infer(taken(feeds, rows))["out_sample"], together[rows])
+
+
+def test_latency_depends_on_the_rows_of_the_call() -> None:
+    waited: list[float] = []
+    runner = FakeRunner(UNET, seconds=lambda rows: 0.5 * rows, sleep=waited.append)
+    runner.infer(unet_feeds(2))
+    runner.infer(unet_feeds(5))
+    assert waited == [1.0, 2.5]
+    assert runner.calls == [2, 5]
+
+
+def test_nothing_waits_by_default() -> None:
+    waited: list[float] = []
+    FakeRunner(UNET, sleep=waited.append).infer(unet_feeds(1))
+    assert waited == []
+
+
+def test_wrong_feeds_are_refused_before_anything_waits() -> None:
+    waited: list[float] = []
+    runner = FakeRunner(UNET, seconds=lambda rows: 1.0, sleep=waited.append)
+    with pytest.raises(FeedError, match="unet was fed"):
+        runner.infer({"sample": np.zeros((1, 4, 8, 8), np.float32)})
+    assert (waited, runner.calls) == ([], [])
+
+
+def test_open_runner_gives_the_fake_without_any_file(tmp_path: Path) -> None:
+    runner = open_runner(UNET, tmp_path, provider=FAKE)
+    assert isinstance(runner, FakeRunner)
+    assert (runner.provider, runner.component) == ("fake", UNET)
+
+
+def test_open_runner_looks_for_the_file_with_any_other_provider(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"unet\.onnx does not exist; run `python -m export` again"):
+        open_runner(UNET, tmp_path, provider="cpu")

@@ -1,0 +1,182 @@
+"""`python -m export`: exit codes, one sentence on standard error, no traceback."""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engines.component import PipelineSpec
+from export import export
+from export.__main__ import main, parser, resolution
+from export.errors import ParityError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """A copy of a checkpoint to damage."""
+    return Path(shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint"))
+
+
+@pytest.fixture
+def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Instead of tracing and comparing, copy what was traced before."""
+
+    def copy(network: Any, inputs: Any, outputs: Any, path: Path) -> None:
+        shutil.copyfile(tiny_export / path.name, path)
+
+    monkeypatch.setattr(export, "export_onnx", copy)
+    monkeypatch.setattr(export, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("512", (512, 512)), ("768x512", (768, 512)), ("64X128", (64, 128)), ("0", (0, 0))]
+)
+def test_resolutions_are_height_by_width(text: str, size: tuple[int, int]) -> None:
+    assert resolution(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "x", "512x", "x512", "1x2x3", "-512", "512.0", "5e2", "512 x 512", "big", "²"])
+def test_what_is_no_resolution_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as caught:
+        resolution(text)
+    assert str(caught.value) == f"{text!r} is no resolution; write 512, or 768x512 for height x width"
+
+
+def test_resolutions_are_collected() -> None:
+    options = parser().parse_args(["c", "--out", "o", "--resolution", "64", "--resolution", "128x64"])
+    assert options.resolution == [(64, 64), (128, 64)]
+    assert (options.out, options.precision) == (Path("o"), "fp32")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: checkpoint, --out"),
+        (["c"], "the following arguments are required: --out"),
+        (["c", "--out", "o", "--resolution", "12a"], "'12a' is no resolution"),
+        (["c", "--out", "o", "--precision", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_wrong_arguments_end_with_code_2(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_an_up_to_date_export_ends_with_code_0(
+    tiny_checkpoint: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(export, "export_onnx")
+    arguments = [str(tiny_checkpoint), "--out", str(tiny_export), "--resolution", "64", "--resolution", "128x128"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{tiny_export}: ")
+    assert said.endswith("/checkpoint, text_encoder, unet, vae_encoder, vae_decoder\n")
+
+
+@pytest.mark.usefixtures("traced")
+def test_the_checkpoints_own_resolution_is_the_default(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert main([str(tiny_checkpoint), "--out", str(tmp_path)]) == 0
+    assert PipelineSpec.read(tmp_path).resolutions == ((64, 64),)
+
+
+def no_index(folder: Path) -> None:
+    (folder / "model_index.json").unlink()
+
+
+def broken_index(folder: Path) -> None:
+    (folder / "model_index.json").write_text("{")
+
+
+def no_unet(folder: Path) -> None:
+    shutil.rmtree(folder / "unet")
+
+
+def nine_channels(folder: Path) -> None:
+    path = folder / "unet/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "in_channels": 9}))
+
+
+def cut_weights(folder: Path) -> None:
+    path = folder / "text_encoder/model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (shutil.rmtree, "does not exist; give a diffusers folder"),
+        (no_index, "model_index.json does not exist"),
+        (broken_index, "model_index.json cannot be read"),
+        (no_unet, "has no unet"),
+        (nine_channels, "takes 9 channels"),
+        (cut_weights, "text_encoder cannot be loaded"),
+    ],
+)
+def test_a_bad_checkpoint_ends_with_code_1_and_one_sentence(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], damage: Callable[[Path], None], said: str
+) -> None:
+    damage(folder)
+    assert main([str(folder), "--out", str(tmp_path / "export")]) == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("export: ")
+    assert said in line
+    assert not (tmp_path / "export" / "pipeline.json").exists()
+
+
+def test_a_bad_resolution_ends_with_code_1_and_one_sentence(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(tiny_checkpoint), "--out", str(tmp_path), "--resolution", "100"]) == 1
+    assert capsys.readouterr().err == (
+        "export: resolution 100x100 does not fit: both sides must be multiples of 64 pixels\n"
+    )
+
+
+def test_a_file_in_the_place_of_the_folder_ends_with_code_1(
+    tiny_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "export").touch()
+    assert main([str(tiny_checkpoint), "--out", str(tmp_path / "export")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("export: ")
+    assert str(tmp_path / "export") in line
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_component_that_differs_from_torch_ends_with_code_1(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def differ(*arguments: Any) -> Any:
+        raise ParityError("unet differs")
+
+    monkeypatch.setattr(export, "compare", differ)
+    assert main([str(tiny_checkpoint), "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "export: unet differs"
+
+
+def test_the_command_fails_in_one_sentence(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export", str(tmp_path / "nowhere"), "--out", str(tmp_path / "export")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr == (
+        f"export: {tmp_path / 'nowhere'} does not exist; give a diffusers folder, or a hub id such as owner/name\n"
+    )
+
+
+def test_help_needs_no_torch() -> None:
+    program = "import sys; from export.__main__ import parser; parser().format_help(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

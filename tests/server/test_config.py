@@ -1,0 +1,77 @@
+"""server.config: a deployment survives the way through a `config.pbtxt` parameter."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from server.config import PLACEMENTS, Placement, ServerConfig
+from server.errors import StartupError
+
+PLAIN = ServerConfig(Path("/models/a b/größe"))
+SPECIAL = ServerConfig(
+    model=Path("relative/export"),
+    provider="openvino",
+    unet_threads=7,
+    component_threads=3,
+    max_rows=24,
+    batch_sizes=(2, 4, 8),
+    decode_images=5,
+    queue_limit=99,
+    text_encoder="in_process",
+    vae_decoder="in_process",
+)
+
+
+@pytest.mark.parametrize("config", [PLAIN, SPECIAL], ids=["defaults", "special"])
+def test_a_config_is_read_back_as_it_was_written(config: ServerConfig) -> None:
+    text = config.to_json()
+    again = ServerConfig.from_json(text)
+    assert again == config
+    assert hash(again) == hash(config)
+    assert [type(getattr(again, f.name)) for f in fields(config)] == [
+        type(getattr(config, f.name)) for f in fields(config)
+    ]
+
+
+def test_the_special_config_differs_from_the_defaults_everywhere() -> None:
+    assert [f.name for f in fields(PLAIN) if getattr(PLAIN, f.name) == getattr(SPECIAL, f.name)] == []
+
+
+def test_what_is_written_is_one_line_of_json() -> None:
+    text = PLAIN.to_json()
+    assert "\n" not in text
+    assert json.loads(text)["model"] == "/models/a b/größe"
+
+
+def test_only_the_model_must_be_named() -> None:
+    assert ServerConfig.from_json('{"model": "m"}') == ServerConfig(Path("m"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "null",
+        "[]",
+        "3",
+        '"model"',
+        "{}",
+        '{"max_rows": 4}',
+        '{"model": 3}',
+        '{"model": null}',
+        '{"model": "m", "batch_sizes": 5}',
+        SPECIAL.to_json()[:-5],
+    ],
+)
+def test_damaged_text_is_a_startup_error_that_says_what_to_do(text: str) -> None:
+    with pytest.raises(StartupError, match="python -m server launch"):
+        ServerConfig.from_json(text)
+
+
+@pytest.mark.parametrize("place", PLACEMENTS)
+def test_components_are_placed_as_asked_and_the_unet_in_process(place: Placement) -> None:
+    config = ServerConfig(Path("m"), text_encoder=place, vae_decoder=place)
+    assert [config.placement(name) for name in ("text_encoder", "vae_decoder", "unet")] == [place, place, "in_process"]
