@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.schedule import Schedule, TrainedSchedule, ddim_schedule, dpm_schedule, euler_schedule
+from server.schedule import EULER_SPACING, Schedule, TrainedSchedule, ddim_schedule, dpm_schedule, euler_schedule
 from server.table import Level, Linear, Table, Trace, compile_table
 
 
@@ -70,7 +70,8 @@ def _steps(schedule: Schedule) -> list[tuple[float, float, float]]:
 def _exploding_scale(trained: TrainedSchedule, schedule: Schedule) -> float:
     """diffusers' `init_noise_sigma` of the Euler family."""
     sigma = float(schedule.sigmas.max())
-    return sigma if trained.spacing in ("linspace", "trailing") else float(np.sqrt(sigma**2 + 1))
+    spacing = trained.spacing or EULER_SPACING
+    return sigma if spacing in ("linspace", "trailing") else float(np.sqrt(sigma**2 + 1))
 
 
 def _unit_scale(trained: TrainedSchedule, schedule: Schedule) -> float:

@@ -18,6 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float64]
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 KARRAS_RHO = 7.0
+EULER_SPACING = "linspace"
 
 
 class ScheduleError(ValueError):
@@ -30,12 +31,13 @@ class TrainedSchedule:
 
     Attributes:
         sigmas: (num_train_timesteps,) ascending.
+        spacing: how timesteps are spaced; None where the configuration is silent and each sampler has its own default.
         final_sigma: where DDIM ends: 0 with `set_alpha_to_one`, else the first trained level.
     """
 
     sigmas: Floats
     prediction_type: str
-    spacing: str
+    spacing: str | None
     steps_offset: int
     final_sigma: float
 
@@ -51,11 +53,11 @@ class TrainedSchedule:
                 "rescale_betas_zero_snr is True in the scheduler configuration; only False is supported: "
                 "take a checkpoint that was trained without zero terminal signal-to-noise"
             )
-        spacing = _known(config, "timestep_spacing", SPACINGS, "leading")
+        spacing = _known(config, "timestep_spacing", SPACINGS, "leading") if config.get("timestep_spacing") else None
         prediction_type = _known(config, "prediction_type", PREDICTION_TYPES, "epsilon")
         abar = _alphas_cumprod(config)
         sigmas = np.sqrt((1 - abar) / abar)
-        to_one = config.get("set_alpha_to_one", False)
+        to_one = config.get("set_alpha_to_one", True)
         return cls(
             sigmas=sigmas,
             prediction_type=prediction_type,
@@ -124,11 +126,11 @@ class Schedule:
     next_sigmas: Floats
 
 
-def _spaced(trained: TrainedSchedule, steps: int) -> Floats:
+def _spaced(trained: TrainedSchedule, steps: int, spacing: str) -> Floats:
     """Table 2 of Lin et al. (2023), as diffusers' Euler and DDIM schedulers space their timesteps."""
-    if trained.spacing == "linspace":
+    if spacing == "linspace":
         return np.linspace(0, trained.length - 1, steps)[::-1]
-    if trained.spacing == "leading":
+    if spacing == "leading":
         leading: Floats = np.arange(steps)[::-1] * float(trained.length // steps) + trained.steps_offset
         return leading
     trailing: Floats = np.round(np.arange(trained.length, 0, -trained.length / steps))[:steps] - 1
@@ -149,7 +151,7 @@ def _towards(timesteps: Floats, sigmas: Floats, last: float) -> Schedule:
 
 def euler_schedule(trained: TrainedSchedule, steps: int, kind: str) -> Schedule:
     """diffusers' EulerDiscreteScheduler: Karras sigmas span the *spaced* levels; the last target is 0."""
-    timesteps = _spaced(trained, steps)
+    timesteps = _spaced(trained, steps, trained.spacing or EULER_SPACING)
     sigmas = trained.sigma_at(timesteps)
     if kind == "karras":
         sigmas = karras_sigmas(sigmas[-1], sigmas[0], steps)
@@ -165,7 +167,7 @@ def ddim_schedule(trained: TrainedSchedule, steps: int, kind: str) -> Schedule:
     if kind == "karras":
         euler = euler_schedule(trained, steps, kind)
         return _towards(euler.timesteps, euler.sigmas, trained.final_sigma)
-    timesteps = np.round(_spaced(trained, steps))
+    timesteps = np.round(_spaced(trained, steps, trained.spacing or "leading"))
     target = timesteps.astype(int) - trained.length // steps
     targets = np.where(target >= 0, trained.sigmas[np.maximum(target, 0)], trained.final_sigma)
     return Schedule(timesteps, trained.sigmas[timesteps.astype(int)], targets)
@@ -176,11 +178,12 @@ def dpm_schedule(trained: TrainedSchedule, steps: int, kind: str) -> Schedule:
     if kind == "karras":
         sigmas = karras_sigmas(trained.sigmas[0], trained.sigmas[-1], steps)
         return _towards(np.round(trained.timestep_at(sigmas)), sigmas, 0.0)
-    if trained.spacing == "linspace":
+    spacing = trained.spacing or "linspace"
+    if spacing == "linspace":
         timesteps = np.round(np.linspace(0, trained.length - 1, steps + 1))[::-1][:-1]
-    elif trained.spacing == "leading":
+    elif spacing == "leading":
         stride = trained.length // (steps + 1)
         timesteps = (np.arange(steps + 1) * float(stride))[::-1][:-1] + trained.steps_offset
     else:
-        timesteps = _spaced(trained, steps)
+        timesteps = _spaced(trained, steps, spacing)
     return _towards(timesteps, trained.sigma_at(timesteps), 0.0)

@@ -71,9 +71,12 @@ def test_absent_keys_mean_epsilon_linear_betas_and_no_offset() -> None:
     )
 
 
-@pytest.mark.parametrize(("to_one", "expected"), [(True, 0.0), (False, 0.02916753)])
-def test_ddim_ends_at_the_clean_latent_only_when_told(to_one: bool, expected: float) -> None:
-    schedule = trained(set_alpha_to_one=to_one)
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [({"set_alpha_to_one": True}, 0.0), ({"set_alpha_to_one": False}, 0.02916753), ({}, 0.0)],
+)
+def test_ddim_ends_at_the_clean_latent_unless_told_otherwise(config: dict[str, bool], expected: float) -> None:
+    schedule = trained(**config)
     assert schedule.final_sigma == pytest.approx(expected, rel=1e-6)
     assert ddim_schedule(schedule, 20, "normal").next_sigmas[-1] == pytest.approx(expected, rel=1e-6)
 
