@@ -10,7 +10,6 @@ from bench import demo, quality
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
-from server.schedule import ScheduleError
 
 PROGRAMS = {
     "demo": (demo, "the main job: a gallery through the real Triton"),
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         result = PROGRAMS[options.verb][0].run(options)
-    except (ServerError, EngineError, ScheduleError, OSError) as error:
+    except (ServerError, EngineError, OSError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
     report(result, options.json)

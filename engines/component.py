@@ -116,7 +116,7 @@ class PipelineSpec:
         key: SHA-256 over everything that went into the export; equal keys mean equal files.
         schedule: the checkpoint's scheduler configuration, class name included.
         resolutions: (height, width) in pixels that the export is meant for; a server accepts no others.
-        tokenizer: folder of the tokenizer files, relative to `pipeline.json`.
+        tokenizer: folder of the tokenizer files, relative to `pipeline.json`; `tokenizer_sha256` is over their bytes.
         context_length: tokens per prompt chunk, start and end included.
     """
 
@@ -131,6 +131,7 @@ class PipelineSpec:
     schedule: Mapping[str, Any]
     resolutions: tuple[tuple[int, int], ...]
     tokenizer: str
+    tokenizer_sha256: str
     context_length: int
     components: Mapping[str, Component]
 
@@ -163,7 +164,7 @@ class PipelineSpec:
             raise ArtefactError(f"{path} is damaged ({error}); {remedy}") from error
 
     def verify(self, folder: Path) -> None:
-        """Compare every component's file with its SHA-256.
+        """Compare the files of every component and of the tokenizer with their SHA-256.
 
         Raises:
             ArtefactError: a file is missing or has changed since it was exported.
@@ -174,6 +175,8 @@ class PipelineSpec:
                 raise ArtefactError(f"{path} does not exist; run `python -m export` again")
             if file_sha256(path) != component.sha256:
                 raise ArtefactError(f"{path} is damaged, its SHA-256 has changed; run `python -m export` again")
+        if folder_sha256(folder / self.tokenizer) != self.tokenizer_sha256:
+            raise ArtefactError(f"the tokenizer in {folder / self.tokenizer} is damaged; run `python -m export` again")
 
     def component(self, name: str) -> Component:
         """The named component.
@@ -202,4 +205,12 @@ def file_sha256(path: Path) -> str:
             with part.open("rb") as stream:
                 while block := stream.read(1 << 20):
                     digest.update(block)
+    return digest.hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """SHA-256 over the names and bytes of the files in a folder; of nothing when there is no such folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        digest.update(f"{path.name}\0{file_sha256(path)}\0".encode())
     return digest.hexdigest()

@@ -44,7 +44,11 @@ def _openvino_devices() -> tuple[Any, ...]:
         plugin = importlib.import_module("onnxruntime_ep_openvino")
     except ImportError:
         return ()
-    ort.register_execution_provider_library(OPENVINO, plugin.get_library_path())
+    try:
+        ort.register_execution_provider_library(OPENVINO, plugin.get_library_path())
+    except Exception:  # a library that does not load is a provider that is not there
+        logger.exception("the OpenVINO plug-in cannot be loaded")
+        return ()
     devices = [device for device in ort.get_ep_devices() if "openvino" in device.ep_name.lower()]
     return tuple(d for d in devices if d.device.type == ort.OrtHardwareDeviceType.CPU)
 

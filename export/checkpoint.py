@@ -91,8 +91,8 @@ class Checkpoint:
 
     @cached_property
     def schedule(self) -> dict[str, Any]:
-        """The scheduler's configuration; `prediction_type` is always in it."""
-        return {"prediction_type": "epsilon", **self._json("scheduler/scheduler_config.json")}
+        """The scheduler's configuration as diffusers' pipeline has it: `steps_offset` is 1 whatever the file says."""
+        return {"prediction_type": "epsilon", **self._json("scheduler/scheduler_config.json"), "steps_offset": 1}
 
     @property
     def family(self) -> Family:

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from engines.catalog import text_to_image_components
-from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256
+from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256, folder_sha256
 from engines.errors import ArtefactError
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
@@ -27,7 +27,14 @@ logger = logging.getLogger(__name__)
 Precision: TypeAlias = Literal["fp32", "fp16"]
 TOKENIZER_FOLDER = "tokenizer"
 MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
-SOURCES = ("export/export.py", "export/to_onnx.py", "export/wrappers.py", "engines/catalog.py", "engines/component.py")
+SOURCES = (
+    "export/checkpoint.py",
+    "export/export.py",
+    "export/to_onnx.py",
+    "export/wrappers.py",
+    "engines/catalog.py",
+    "engines/component.py",
+)
 
 
 def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], precision: Precision) -> str:
@@ -58,6 +65,8 @@ def is_exported(folder: Path, key: str) -> bool:
 def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]) -> None:
     """Raises ExportError where a side is no positive multiple of what the UNet can halve."""
     multiple = SIDE_MULTIPLE * checkpoint.downscale
+    if not resolutions:
+        raise ExportError("no resolution was given; give at least one, such as 512")
     for height, width in resolutions:
         if min(height, width) < multiple or height % multiple or width % multiple:
             raise ExportError(
@@ -88,6 +97,7 @@ def export_checkpoint(
         name: _export_component(checkpoint, folder, name, resolutions, precision)
         for name in text_to_image_components(checkpoint.widths)
     }
+    _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
     spec = PipelineSpec(
         checkpoint=checkpoint.name,
         family=checkpoint.family,
@@ -100,10 +110,10 @@ def export_checkpoint(
         schedule=checkpoint.schedule,
         resolutions=tuple(resolutions),
         tokenizer=TOKENIZER_FOLDER,
+        tokenizer_sha256=folder_sha256(folder / TOKENIZER_FOLDER),
         context_length=checkpoint.widths.context_length,
         components=components,
     )
-    _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
     spec.write(folder)
     return spec
 

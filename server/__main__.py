@@ -118,14 +118,13 @@ def repository(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 only if what was asked was done."""
     from engines.errors import EngineError
-    from server.schedule import ScheduleError
 
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     verbs = {"launch": launch, "generate": generate, "samplers": samplers, "repository": repository}
     try:
         return verbs[options.verb](options)
-    except (ServerError, EngineError, ScheduleError, OSError) as error:
+    except (ServerError, EngineError, OSError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
 

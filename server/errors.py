@@ -5,6 +5,7 @@
     * Overloaded      UNAVAILABLE   the queue is full, the server stops, or the deadline has passed
     * Cancelled       CANCELLED     the client gave up
     * StartupError    INTERNAL      the server cannot start; raised to the operator, never to a client
+        * ScheduleError             the checkpoint's scheduler configuration is not supported
 """
 
 
@@ -34,3 +35,7 @@ class Cancelled(ServerError):
 
 class StartupError(ServerError):
     """The server cannot start; the text says what to do."""
+
+
+class ScheduleError(StartupError):
+    """A scheduler configuration that is not supported."""

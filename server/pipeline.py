@@ -78,7 +78,7 @@ class Pipeline:
     def limits(self) -> Limits:
         """What requests may ask of this checkpoint."""
         sampler = SAMPLER_ALIASES.get(str(self.spec.schedule.get("_class_name")), "euler")
-        return Limits(self.spec.resolutions, sampler)
+        return Limits(self.spec.resolutions, sampler, max_steps=min(500, self.trained.length // 2))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of that size in pixels."""

@@ -83,11 +83,13 @@ class Limits:
         resolutions: (height, width) in pixels; the first is the default.
         sampler: the default, from the checkpoint's own scheduler.
         max_images: images of one request.
+        max_steps: as many as the checkpoint's schedule has room for.
     """
 
     resolutions: tuple[tuple[int, int], ...]
     sampler: str = "euler"
     max_images: int = 16
+    max_steps: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,11 @@ class Request:
                 raise InvalidRequest(unknown_field(name))
         values = {field.name: _value(field, tensors.get(field.name)) for field in FIELDS}
         height, width = _size(values["height"], values["width"], limits)
+        if cast(int, values["num_inference_steps"]) > limits.max_steps:
+            raise InvalidRequest(
+                f"num_inference_steps is {values['num_inference_steps']}; this checkpoint's schedule allows 1 to "
+                f"{limits.max_steps}: send fewer"
+            )
         if cast(int, values["num_images"]) > limits.max_images:
             raise InvalidRequest(
                 f"num_images is {values['num_images']}; this server draws at most {limits.max_images} per request: "

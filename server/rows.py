@@ -53,7 +53,7 @@ def guide(output: Array, guided: npt.NDArray[np.intp], scales: Array, jobs: int)
         jobs: how many jobs the batch has.
 
     Returns:
-        (jobs, c, h, w), which may share memory with `output`.
+        (jobs, c, h, w); without guidance it shares memory with `output`.
     """
     positive = output[:jobs]
     if len(guided) == 0:
@@ -62,8 +62,9 @@ def guide(output: Array, guided: npt.NDArray[np.intp], scales: Array, jobs: int)
     guidance = negative + scales * (positive[guided] - negative)
     if len(guided) == jobs:
         return guidance
-    positive[guided] = guidance
-    return positive
+    mixed = positive.copy()
+    mixed[guided] = guidance
+    return mixed
 
 
 class BucketState:

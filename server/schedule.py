@@ -13,16 +13,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from server.errors import ScheduleError
+
 Floats: TypeAlias = npt.NDArray[np.float64]
 
 SPACINGS = ("leading", "trailing", "linspace")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 KARRAS_RHO = 7.0
 EULER_SPACING = "linspace"
-
-
-class ScheduleError(ValueError):
-    """A schedule configuration that is not supported."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Tensors and components bind feeds; `pipeline.json` is read back as it was written, or refused with a remedy."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def pipeline_spec() -> PipelineSpec:
         schedule={"_class_name": "DDIMScheduler", "beta_start": 0.00085, "trained_betas": None},
         resolutions=((512, 512), (768, 512)),
         tokenizer="tokenizer",
+        tokenizer_sha256=hashlib.sha256().hexdigest(),
         context_length=77,
         components=components,
     )

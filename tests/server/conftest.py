@@ -47,6 +47,7 @@ def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         resolutions=((64, 64), (128, 128)),
         tokenizer="tokenizer",
+        tokenizer_sha256="",
         context_length=77,
         components=components,
     )

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from server.schedule import Schedule, ScheduleError, TrainedSchedule, ddim_schedule, dpm_schedule, euler_schedule
+from server.errors import ScheduleError
+from server.schedule import Schedule, TrainedSchedule, ddim_schedule, dpm_schedule, euler_schedule
 from tests.fakes import STABLE_DIFFUSION, trained
 
 STEPS = (1, 2, 7, 20, 50, 999)
