@@ -170,7 +170,7 @@ class TritonServer:
         self.ports = ports or free_ports()
         self.address = address
         self._log = log
-        self._folder = tempfile.TemporaryDirectory(prefix="aquatint-")
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -199,10 +199,11 @@ class TritonServer:
         """Check the deployment, write the repository, start the server, wait until every model is ready."""
         check_deployment(self.config)
         installation = find_installation()
-        repository = Path(self._folder.name) / "models"
-        write_repository(self.config, repository)
-        backends = _backends(installation, Path(self._folder.name))
-        command = _command(installation, repository, self.config, self.ports, self.address)
+        self._folder = tempfile.TemporaryDirectory(prefix="aquatint-")
+        folder = Path(self._folder.name)
+        write_repository(self.config, folder / "models")
+        backends = _backends(installation, folder)
+        command = _command(installation, folder / "models", self.config, self.ports, self.address)
         command += [f"--backend-directory={backends}"] if backends else []
         with contextlib.ExitStack() as stack:
             output = stack.enter_context(self._log.open("wb")) if self._log else None
@@ -254,7 +255,8 @@ class TritonServer:
                 logger.warning("tritonserver did not stop in %.0f s and is killed", STOP_SECONDS)
                 self._process.kill()
                 self._process.wait()
-        self._folder.cleanup()
+        if self._folder is not None:
+            self._folder.cleanup()
 
 
 def check_deployment(config: ServerConfig) -> PipelineSpec:

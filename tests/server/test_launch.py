@@ -1,0 +1,95 @@
+"""What is told before a server is started."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import server.launch
+from engines.component import PIPELINE_FILE
+from engines.errors import ArtefactError
+from server.__main__ import main
+from server.config import ServerConfig
+from server.errors import ScheduleError, StartupError
+from server.launch import check_deployment, find_installation, free_ports
+
+
+@pytest.fixture
+def copy(fake_export: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(fake_export, tmp_path / "export"))
+
+
+def test_a_good_deployment_passes(fake_export: Path) -> None:
+    spec = check_deployment(ServerConfig(model=fake_export, provider="fake"))
+    assert spec.resolutions == ((64, 64), (128, 128))
+
+
+def test_missing_onnx_file_is_told(fake_export: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"text_encoder\.onnx does not exist; run `python -m export` again"):
+        check_deployment(ServerConfig(model=fake_export, provider="cpu"))
+
+
+def test_damaged_tokenizer_is_told(copy: Path) -> None:
+    (copy / "tokenizer" / "tokenizer.json").write_text("{")
+    with pytest.raises(ArtefactError, match="tokenizer"):
+        check_deployment(ServerConfig(model=copy, provider="fake"))
+
+
+def test_unknown_schedule_is_told(copy: Path) -> None:
+    content = json.loads((copy / PIPELINE_FILE).read_text())
+    content["schedule"]["beta_schedule"] = "sigmoid"
+    (copy / PIPELINE_FILE).write_text(json.dumps(content))
+    with pytest.raises(ScheduleError, match="beta_schedule is 'sigmoid'"):
+        check_deployment(ServerConfig(model=copy, provider="fake"))
+
+
+def test_too_little_shared_memory_is_told(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.launch, "SHARED_MEMORY_BYTES", 1 << 60)
+    with pytest.raises(StartupError, match=r"/dev/shm has \d+ MiB free"):
+        check_deployment(ServerConfig(model=fake_export, provider="fake"))
+
+
+@pytest.mark.parametrize("damage", ["missing", "no json", "not a folder"])
+def test_launch_says_one_sentence(copy: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    model = copy
+    if damage == "missing":
+        model = copy / "nothing"
+    elif damage == "no json":
+        (copy / PIPELINE_FILE).write_text("not json")
+    else:
+        model = copy / PIPELINE_FILE
+    assert main(["launch", "--model", str(model)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("launch: ")
+    assert error.count("\n") == 1
+    assert "python -m export" in error
+
+
+def test_no_tritonserver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.launch, "CONTAINER_SERVER", Path("/nonexistent/tritonserver"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(StartupError, match="pip install nvidia-pytriton"):
+        find_installation()
+
+
+def test_container_server_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    executable = tmp_path / "tritonserver"
+    executable.touch()
+    monkeypatch.setattr(server.launch, "CONTAINER_SERVER", executable)
+    assert find_installation().executable == executable
+    assert find_installation().backends is None
+
+
+def test_free_ports_differ() -> None:
+    ports = free_ports()
+    assert len({ports.http, ports.grpc, ports.metrics}) == 3
+
+
+def test_samplers_lists_canonical_names_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["samplers"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["euler", "euler_ancestral", "ddim", "dpmpp_2m"]
+    assert "DPMSolverMultistepScheduler" in lines[3]

@@ -1,0 +1,67 @@
+"""The Triton model repository: committed files, and what a deployment writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from server.config import ServerConfig
+from server.repository import COMPONENT_MODELS, FACE, MODELS, STREAM, deployed_models, request_config, write_repository
+from server.request import FIELDS
+
+
+def parsed(text: str) -> Any:
+    """The configuration as Triton reads it."""
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+@pytest.mark.parametrize(("name", "decoupled"), [(STREAM, True), (FACE, False)])
+def test_committed_configuration_follows_from_the_fields(name: str, decoupled: bool) -> None:
+    committed = (MODELS / name / "config.pbtxt").read_text(encoding="utf-8")
+    assert committed == request_config(name, decoupled=decoupled), "run `python -m server repository`"
+
+
+@pytest.mark.parametrize(("name", "decoupled"), [(STREAM, True), (FACE, False)])
+def test_every_field_is_an_optional_input(name: str, decoupled: bool) -> None:
+    config = parsed(request_config(name, decoupled=decoupled))
+    types = {field.name: f"TYPE_{field.datatype}" for field in FIELDS}
+    assert {i.name: model_config_pb2.DataType.Name(i.data_type) for i in config.input} == types
+    assert all(i.optional and list(i.dims) == [-1] for i in config.input)
+    assert config.model_transaction_policy.decoupled is decoupled
+    assert ("progress" in {o.name for o in config.output}) is decoupled
+
+
+@pytest.mark.parametrize("name", [STREAM, FACE, *COMPONENT_MODELS])
+def test_every_model_is_a_valid_python_model(name: str) -> None:
+    config = parsed((MODELS / name / "config.pbtxt").read_text(encoding="utf-8"))
+    assert config.name == name
+    assert config.backend == "python"
+    assert config.max_batch_size == 0
+    assert (MODELS / name / "1" / "model.py").is_file()
+
+
+def test_component_models_have_the_tensors_of_the_catalogue(fake_export: Path) -> None:
+    from engines.component import PipelineSpec
+
+    types = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+    spec = PipelineSpec.read(fake_export)
+    for name in COMPONENT_MODELS:
+        config = parsed((MODELS / name / "config.pbtxt").read_text(encoding="utf-8"))
+        component = spec.component(name)
+        for ours, theirs in ((component.inputs, config.input), (component.outputs, config.output)):
+            found = {t.name: (model_config_pb2.DataType.Name(t.data_type), len(t.dims)) for t in theirs}
+            assert found == {t.name: (types[t.dtype], len(t.shape)) for t in ours}
+
+
+def test_written_repository_carries_the_deployment(tmp_path: Path) -> None:
+    config = ServerConfig(model=tmp_path / 'a "quoted" folder é', max_rows=6, vae_decoder="in_process")
+    write_repository(config, tmp_path / "models")
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == sorted(deployed_models(config))
+    assert "vae_decoder" not in deployed_models(config)
+    for name in deployed_models(config):
+        written = parsed((tmp_path / "models" / name / "config.pbtxt").read_text(encoding="utf-8"))
+        assert ServerConfig.from_json(written.parameters["deployment"].string_value) == config
