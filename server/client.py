@@ -22,6 +22,7 @@ from server.request import FIELD_BY_NAME, Value, unknown_field
 
 NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32}
 ERRORS: dict[str, type[ServerError]] = {"INVALID_ARGUMENT": InvalidRequest, "UNAVAILABLE": Overloaded}
+STATUS_ON_STREAMS = {"triton_grpc_error": "true"}
 Progress = Callable[[int, int], None]
 
 
@@ -116,7 +117,8 @@ class Client:
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
         inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._client.start_stream(lambda result, error: inbox.put((result, error)))
+        # Without the header a stream tells no status codes.
+        self._client.start_stream(lambda result, error: inbox.put((result, error)), headers=STATUS_ON_STREAMS)
         finished = False
         try:
             # A stream that is already dead refuses the request; its reason comes through the callback.

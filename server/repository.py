@@ -14,7 +14,10 @@ MODELS = ROOT / "model_repository"
 STREAM, FACE = "stable_diffusion_stream", "stable_diffusion"
 COMPONENT_MODELS = ("text_encoder", "vae_decoder")
 OUTPUTS = {"images": "one per image: encoded bytes", "metadata": "JSON: the request as it was served, seeds, timing"}
-PROGRESS = {"progress": "JSON: steps done and in total; only on the stream"}
+STREAM_OUTPUTS = {
+    "progress": "JSON: steps done and in total",
+    "error": "JSON: code and message, in place of a failure, for requests with the parameter errors_as_data",
+}
 
 
 def _tensor(name: str, datatype: str, meaning: str, *, optional: bool) -> str:
@@ -34,7 +37,7 @@ def request_config(name: str, *, decoupled: bool) -> str:
     Every input is optional, so that what is missing is answered by us, with a remedy, and not by Triton.
     """
     inputs = [_tensor(f.name, f.datatype, f.meaning, optional=True) for f in FIELDS]
-    outputs = OUTPUTS | (PROGRESS if decoupled else {})
+    outputs = OUTPUTS | (STREAM_OUTPUTS if decoupled else {})
     policy = "model_transaction_policy { decoupled: true }\n" if decoupled else ""
     return (
         f"# Written from server/request.py by `python -m server repository`.\n"

@@ -31,8 +31,10 @@ STREAM_MODEL = "stable_diffusion_stream"
 DEPLOYMENT = "deployment"
 POLL_SECONDS = 0.02
 DRAIN_SECONDS = 20.0
+# Triton reports every failure of a decoupled model to BLS as INTERNAL, so the face asks for failures as data.
+ERRORS_AS_DATA = "errors_as_data"
 # Parameters that Triton's front ends add of their own accord.
-RESERVED_PARAMETERS = ("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout")
+RESERVED_PARAMETERS = ("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout", ERRORS_AS_DATA)
 
 
 def _deployment(arguments: Mapping[str, str]) -> ServerConfig:
@@ -46,12 +48,12 @@ def _deployment(arguments: Mapping[str, str]) -> ServerConfig:
     return ServerConfig.from_json(parameters.get(DEPLOYMENT, {}).get("string_value", ""))
 
 
-def _error(error: ServerError) -> Any:
-    return triton.TritonError(str(error), getattr(triton.TritonError, error.code))
-
-
 def _failure(error: ServerError) -> Any:
-    return triton.InferenceResponse(error=_error(error))
+    return _failed(error.code, str(error))
+
+
+def _failed(code: str, message: str) -> Any:
+    return triton.InferenceResponse(error=triton.TritonError(message, getattr(triton.TritonError, code)))
 
 
 def _values(request: Any) -> dict[str, list[object]]:
@@ -96,10 +98,11 @@ class _Outbox:
 
 
 class _ResponseSink:
-    """Answers one Triton request."""
+    """Answers one Triton request; failures are sent as data where the request says so."""
 
-    def __init__(self, sender: Any, outbox: _Outbox) -> None:
-        self.sender = sender
+    def __init__(self, request: Any, outbox: _Outbox) -> None:
+        self.sender = request.get_response_sender()
+        self._errors_as_data = ERRORS_AS_DATA in json.loads(request.parameters() or "{}")
         self._outbox = outbox
 
     def progress(self, event: Mapping[str, Any]) -> None:
@@ -110,7 +113,10 @@ class _ResponseSink:
         self._outbox.put(self.sender, triton.InferenceResponse(tensors), final=True)
 
     def fail(self, error: ServerError) -> None:
-        self._outbox.put(self.sender, _failure(error), final=True)
+        content = {"code": error.code, "message": str(error)}
+        as_data = self._errors_as_data
+        response = triton.InferenceResponse([_json_tensor("error", content)]) if as_data else _failure(error)
+        self._outbox.put(self.sender, response, final=True)
 
 
 class StreamModel:
@@ -128,7 +134,7 @@ class StreamModel:
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            sink = _ResponseSink(request.get_response_sender(), self._outbox)
+            sink = _ResponseSink(request, self._outbox)
             try:
                 reply = self._service.submit(_values(request), sink)
                 self._senders[reply] = sink.sender
@@ -196,13 +202,21 @@ class FaceModel:
 
     def _ask(self, tensors: list[Any]) -> Any:
         names = ["images", "metadata"]
-        request = triton.InferenceRequest(model_name=STREAM_MODEL, inputs=tensors, requested_output_names=names)
+        request = triton.InferenceRequest(
+            model_name=STREAM_MODEL,
+            inputs=tensors,
+            requested_output_names=[*names, "error"],
+            parameters={ERRORS_AS_DATA: True},
+        )
         answer = _failure(ServerError("the stream ended without an answer"))
         for response in request.exec(decoupled=True):
             if response.has_error():
                 answer = triton.InferenceResponse(error=response.error())
                 continue
             outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            if "error" in outputs:
+                error = json.loads(outputs["error"][0])
+                answer = _failed(error["code"], error["message"])
             if "images" in outputs:
                 answer = triton.InferenceResponse([triton.Tensor(n, outputs[n].copy()) for n in names])
         return answer
