@@ -20,7 +20,7 @@ from export.embedded.vocabulary import CONTEXT
 from export.embedded.world import CANVAS, COLOURS, POSITIONS, RELATIONS, SHAPES, Scene, caption, training_scene
 
 TEXT_PLAN = Plan("text", steps=600, learning_rate=1e-3)
-UNET_PLAN = Plan("unet", steps=6600, learning_rate=8e-4)
+UNET_PLAN = Plan("unet", steps=6100, learning_rate=8e-4)
 TEXT_BATCH, UNET_BATCH = 128, 32
 SCENES, LARGE_SCENES, LARGE = 32000, 6000, 192
 CAPTION_DROPOUT = 0.1
