@@ -34,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("out/export"), help="export folder for a started server")
     parser.add_argument("--captions", type=int, default=200)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--sampler", default="dpmpp_2m")
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--concurrency", type=int, default=16)
