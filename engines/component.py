@@ -92,19 +92,6 @@ class Component:
             spec.bind(feeds[spec.name], bound)
         return bound
 
-    def width_of(self, tensor: str, axis: int) -> int:
-        """The fixed size of an axis of an input or output.
-
-        Raises:
-            ArtefactError: there is no such tensor, or the axis is symbolic.
-        """
-        for spec in (*self.inputs, *self.outputs):
-            if spec.name == tensor and isinstance(size := spec.shape[axis], int):
-                return size
-        raise ArtefactError(
-            f"{self.name} has no tensor {tensor!r} with a fixed axis {axis}; export the checkpoint again"
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:

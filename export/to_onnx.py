@@ -51,7 +51,7 @@ def _dynamic_shapes(specs: tuple[TensorSpec, ...]) -> dict[str, dict[int, Any]]:
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str):
                 factor, _, symbol = dim.rpartition("*")
-                shapes[spec.name][axis] = int(factor or 1) * dims[symbol] if factor else dims[symbol]
+                shapes[spec.name][axis] = int(factor) * dims[symbol] if factor else dims[symbol]
     return shapes
 
 

@@ -22,12 +22,12 @@ from server.config import ServerConfig
 from server.errors import InvalidRequest, Overloaded, ServerError, StartupError
 from server.pipeline import open_pipeline
 from server.reply import Reply
+from server.repository import STREAM
 from server.request import FIELD_BY_NAME, unknown_field
 from server.service import Service
 
 logger = logging.getLogger(__name__)
 
-STREAM_MODEL = "stable_diffusion_stream"
 DEPLOYMENT = "deployment"
 POLL_SECONDS = 0.02
 DRAIN_SECONDS = 20.0
@@ -203,7 +203,7 @@ class FaceModel:
     def _ask(self, tensors: list[Any]) -> Any:
         names = ["images", "metadata"]
         request = triton.InferenceRequest(
-            model_name=STREAM_MODEL,
+            model_name=STREAM,
             inputs=tensors,
             requested_output_names=[*names, "error"],
             parameters={ERRORS_AS_DATA: True},

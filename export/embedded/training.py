@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -100,14 +101,9 @@ def train(
                 logger.info("%s %s", plan.name, line)
                 running = 0.0
             if step % plan.save_every == 0 or step == plan.steps:
-                state = {
-                    "networks": networks.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "schedule": schedule.state_dict(),
-                    "average": average.weights,
-                    "step": step,
-                    "seconds": time.monotonic() - started,
-                }
+                parts: dict[str, Any] = {"networks": networks, "optimizer": optimizer, "schedule": schedule}
+                state = {name: part.state_dict() for name, part in parts.items()}
+                state |= {"average": average.weights, "step": step, "seconds": time.monotonic() - started}
                 torch.save(state, saved.with_suffix(".tmp"))
                 saved.with_suffix(".tmp").replace(saved)
     return {

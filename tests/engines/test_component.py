@@ -107,17 +107,6 @@ def test_component_refuses_other_names(names: list[str]) -> None:
     assert str(caught.value) == f"controlled was fed {sorted(names)}; feed exactly ['image', 'latent']"
 
 
-def test_width_of_gives_fixed_sizes_of_inputs_and_outputs() -> None:
-    component = Component("one", "one.onnx", (IMAGE,), (LATENT,))
-    assert (component.width_of("image", 1), component.width_of("latent", 1)) == (3, 4)
-
-
-@pytest.mark.parametrize(("tensor", "axis"), [("latent", 0), ("pooled", 1)], ids=["symbolic", "unknown"])
-def test_width_of_refuses_what_has_no_fixed_size(tensor: str, axis: int) -> None:
-    with pytest.raises(ArtefactError, match=f"no tensor '{tensor}' with a fixed axis {axis}; export"):
-        CONTROLLED.width_of(tensor, axis)
-
-
 def test_pipeline_spec_reads_what_it_wrote(tmp_path: Path) -> None:
     spec = pipeline_spec()
     spec.write(tmp_path)
@@ -202,7 +191,9 @@ def written(folder: Path) -> PipelineSpec:
 
 
 def test_verify_passes_on_the_files_that_were_exported(tmp_path: Path) -> None:
-    written(tmp_path).verify(tmp_path)
+    spec = written(tmp_path)
+    spec.verify(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {c.file for c in spec.components.values()}
 
 
 @pytest.mark.parametrize("content", ["", "Unet"])
