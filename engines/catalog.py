@@ -9,6 +9,9 @@ from dataclasses import dataclass
 
 from engines.component import TensorSpec
 
+# A UNet halves its latents up to three times and must double them back to the same size.
+SIDE_MULTIPLE = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Widths:

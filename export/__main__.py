@@ -31,10 +31,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _quieten() -> None:
-    """Keep the libraries' own bars and advice away; what the export says is enough."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
+    """Keep the libraries' own advice away; what the export says is enough."""
     for name in ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "transformers", "diffusers"):
         logging.getLogger(name).setLevel(logging.ERROR)
 

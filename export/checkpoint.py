@@ -7,17 +7,19 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from tokenizers import Tokenizer
-from transformers import CLIPTextModel, CLIPTokenizer
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from engines.catalog import Widths
 from engines.component import Family
 from export.errors import CheckpointError
 
+# torch, diffusers and transformers take seconds to import: only what loads a network does.
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from tokenizers import Tokenizer
+    from transformers import CLIPTextModel
+
+Precision: TypeAlias = Literal["fp32", "fp16"]
 INDEX_FILE = "model_index.json"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 SIZES = {"unet/config.json": ("sample_size", "cross_attention_dim"), "vae/config.json": ("block_out_channels",)}
@@ -136,15 +138,25 @@ class Checkpoint:
         return digest.hexdigest()
 
     def text_encoder(self) -> CLIPTextModel:
+        from transformers import CLIPTextModel
+
         return self._load(CLIPTextModel, "text_encoder")
 
     def unet(self) -> UNet2DConditionModel:
+        from diffusers import UNet2DConditionModel
+
         return self._load(UNet2DConditionModel, "unet")
 
     def vae(self) -> AutoencoderKL:
+        from diffusers import AutoencoderKL
+
         return self._load(AutoencoderKL, "vae")
 
     def _load(self, kind: Any, part: str) -> Any:
+        import torch
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
         try:
             network, report = kind.from_pretrained(
                 self.folder / part, torch_dtype=torch.float32, output_loading_info=True
@@ -161,6 +173,8 @@ class Checkpoint:
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer as the `tokenizers` library has it, which is all that a server needs."""
+        from transformers import CLIPTokenizer
+
         folder = self.folder / "tokenizer"
         try:
             backend: Tokenizer = CLIPTokenizer.from_pretrained(folder).backend_tokenizer

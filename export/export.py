@@ -7,30 +7,23 @@ import importlib.metadata
 import json
 import logging
 import shutil
-import time
 from pathlib import Path
-from typing import Literal, TypeAlias
 
-import torch
-
-from engines.catalog import text_to_image_components
-from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256, folder_sha256
+from engines.catalog import SIDE_MULTIPLE, text_to_image_components
+from engines.component import PIPELINE_FILE, PipelineSpec, folder_sha256
 from engines.errors import ArtefactError
-from export.checkpoint import Checkpoint
+from export.checkpoint import Checkpoint, Precision
 from export.errors import ExportError
-from export.parity import compare
-from export.to_onnx import OPSET, SIDE_MULTIPLE, export_onnx
-from export.wrappers import load_component
 
 logger = logging.getLogger(__name__)
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
 TOKENIZER_FOLDER = "tokenizer"
 MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 SOURCES = (
     "export/checkpoint.py",
     "export/export.py",
     "export/to_onnx.py",
+    "export/trace.py",
     "export/wrappers.py",
     "engines/catalog.py",
     "engines/component.py",
@@ -45,7 +38,6 @@ def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], preci
         "fingerprint": checkpoint.fingerprint,
         "resolutions": resolutions,
         "precision": precision,
-        "opset": OPSET,
         "makers": {name: importlib.metadata.version(name) for name in MAKERS},
         "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
     }
@@ -91,10 +83,12 @@ def export_checkpoint(
     if is_exported(folder, key):
         logger.info("%s is up to date", folder)
         return PipelineSpec.read(folder)
+    from export.trace import trace_component  # torch and diffusers take seconds to import
+
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PIPELINE_FILE).unlink(missing_ok=True)
     components = {
-        name: _export_component(checkpoint, folder, name, resolutions, precision)
+        name: trace_component(checkpoint, folder, name, resolutions, precision)
         for name in text_to_image_components(checkpoint.widths)
     }
     _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
@@ -116,28 +110,6 @@ def export_checkpoint(
     )
     spec.write(folder)
     return spec
-
-
-def _export_component(
-    checkpoint: Checkpoint, folder: Path, name: str, resolutions: list[tuple[int, int]], precision: Precision
-) -> Component:
-    started = time.monotonic()
-    inputs, outputs = text_to_image_components(checkpoint.widths)[name]
-    file = f"{name}.onnx"
-    for old in (folder / file, folder / f"{file}.data"):
-        old.unlink(missing_ok=True)
-    network = load_component(checkpoint, name)
-    if precision == "fp16":
-        network.to(torch.float16)
-    export_onnx(network, inputs, outputs, folder / file)
-    component = Component(name, file, inputs, outputs, precision, file_sha256(folder / file))
-    latents = [(h // checkpoint.downscale, w // checkpoint.downscale) for h, w in resolutions]
-    parity = compare(network.float() if precision == "fp16" else network, component, folder, latents)
-    logger.info(
-        "%s: %.1f s, differs from torch by at most %.1e (limit %.0e)",
-        name, time.monotonic() - started, parity["max_abs"], parity["limit"],
-    )  # fmt: skip
-    return Component(name, file, inputs, outputs, precision, component.sha256, parity)
 
 
 def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from engines.catalog import SIDE_MULTIPLE
 from engines.component import TensorSpec, resolve
 
 logger = logging.getLogger(__name__)
@@ -22,8 +23,6 @@ OPSET = 20
 EXTERNAL_DATA_BYTES = 256 << 20
 # Sizes of a traced example: unlike each other and unlike 1, so that nothing is taken for constant.
 EXAMPLE = {"rows": 3, "tokens": 77, "height": 16, "width": 24}
-# A UNet halves its latents up to three times and must double them back to the same size.
-SIDE_MULTIPLE = 8
 
 
 def example_inputs(specs: tuple[TensorSpec, ...], sizes: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:

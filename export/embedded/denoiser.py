@@ -14,13 +14,13 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from export.embedded.autoencoder import draw_all, encode
+from export.embedded.autoencoder import draw_all, encode, shares
 from export.embedded.training import Plan, train
 from export.embedded.vocabulary import CONTEXT
 from export.embedded.world import CANVAS, COLOURS, POSITIONS, RELATIONS, SHAPES, Scene, caption, training_scene
 
 TEXT_PLAN = Plan("text", steps=600, learning_rate=1e-3)
-UNET_PLAN = Plan("unet", steps=6100, learning_rate=8e-4)
+UNET_PLAN = Plan("unet", steps=13500, learning_rate=8e-4)
 TEXT_BATCH, UNET_BATCH = 128, 32
 SCENES, LARGE_SCENES, LARGE = 32000, 6000, 192
 CAPTION_DROPOUT = 0.1
@@ -131,15 +131,15 @@ def train_text_encoder(tokenizer: CLIPTokenizer, folder: Path, plan: Plan = TEXT
 
 def latent_set(
     vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Path
-) -> tuple[list[Scene], torch.Tensor]:
-    """Scenes and their scaled latents (count, 4, pixels / 8, pixels / 8), kept in `folder`."""
+) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
+    """Scenes, their scaled latents (count, 4, pixels / 8, pixels / 8), kept in `folder`, and how often each is shown."""
     rng = random.Random(seed)
     scenes = [training_scene(rng) for _ in range(count)]
     kept = folder / f"latents-{pixels}-{count}-{seed}.pt"
     if not kept.exists():
         parts = [encode(vae, draw_all(scenes[i : i + 512], pixels)) for i in range(0, count, 512)]
         torch.save(torch.cat(parts).half(), kept)
-    return scenes, torch.load(kept, weights_only=True).float() * vae.config.scaling_factor
+    return scenes, torch.load(kept, weights_only=True).float() * vae.config.scaling_factor, shares(scenes)
 
 
 def train_unet(
@@ -156,9 +156,10 @@ def train_unet(
 
     def loss_at(step: int) -> torch.Tensor:
         large = step > plan.steps // 2 and step % 6 == 0
-        scenes, latents = sets[large]
+        scenes, latents, weights = sets[large]
         rng, generator = random.Random(20_000_000 + step), torch.Generator().manual_seed(step)
-        chosen = torch.randint(len(latents), (UNET_BATCH // 2 if large else UNET_BATCH,), generator=generator)
+        count = UNET_BATCH // 2 if large else UNET_BATCH
+        chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
         texts = ["" if rng.random() < CAPTION_DROPOUT else caption(scenes[i], rng) for i in chosen.tolist()]
         clean = latents[chosen]
         noise = torch.randn(clean.shape, generator=generator)

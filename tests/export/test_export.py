@@ -12,7 +12,7 @@ import pytest
 
 from engines.catalog import text_to_image_components
 from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256
-from export import export
+from export import export, trace
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, ParityError
 from export.export import export_checkpoint, export_key, is_exported
@@ -43,8 +43,8 @@ def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(path.stem)
         shutil.copyfile(tiny_export / path.name, path)
 
-    monkeypatch.setattr(export, "export_onnx", copy)
-    monkeypatch.setattr(export, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
+    monkeypatch.setattr(trace, "export_onnx", copy)
+    monkeypatch.setattr(trace, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
     return names
 
 
@@ -167,7 +167,7 @@ def test_the_key_covers_options_and_libraries(checkpoint: Checkpoint, monkeypatc
     assert export_key(checkpoint, RESOLUTIONS, "fp32") == keys[0]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
     keys.append(export_key(checkpoint, RESOLUTIONS, "fp32"))
-    monkeypatch.setattr(export, "OPSET", 0)
+    monkeypatch.setattr(export, "SOURCES", export.SOURCES[:-1])
     keys.append(export_key(checkpoint, RESOLUTIONS, "fp32"))
     assert len(set(keys)) == len(keys)
 
@@ -195,7 +195,7 @@ def test_an_interrupted_export_is_never_taken_for_a_complete_one(
         path.write_bytes(b"half of something")
 
     with monkeypatch.context() as patched:
-        patched.setattr(export, "export_onnx", stop_at_unet)
+        patched.setattr(trace, "export_onnx", stop_at_unet)
         with pytest.raises(KeyboardInterrupt):
             export_checkpoint(checkpoint, folder, [(64, 64)])
     assert not (folder / PIPELINE_FILE).exists()
@@ -212,7 +212,7 @@ def test_a_component_that_differs_from_torch_leaves_no_pipeline_json(
             raise ParityError("unet differs from torch")
         return {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0}
 
-    monkeypatch.setattr(export, "compare", differ_at_unet)
+    monkeypatch.setattr(trace, "compare", differ_at_unet)
     with pytest.raises(ParityError, match="unet differs from torch"):
         export_checkpoint(checkpoint, tmp_path, RESOLUTIONS)
     assert traced == ["text_encoder", "unet"]
@@ -225,6 +225,7 @@ def test_half_precision_is_inside_only(
 ) -> None:
     only = {name: text_to_image_components(checkpoint.widths)[name]}
     monkeypatch.setattr(export, "text_to_image_components", lambda widths: only)
+    monkeypatch.setattr(trace, "text_to_image_components", lambda widths: only)
     spec = export_checkpoint(checkpoint, tmp_path, [(64, 64)], "fp16")
     component = spec.component(name)
     graph = onnx.load(tmp_path / component.file).graph

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from engines.component import PipelineSpec
-from export import export
+from export import trace
 from export.__main__ import main, parser, resolution
 from export.errors import ParityError
 
@@ -32,8 +32,8 @@ def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def copy(network: Any, inputs: Any, outputs: Any, path: Path) -> None:
         shutil.copyfile(tiny_export / path.name, path)
 
-    monkeypatch.setattr(export, "export_onnx", copy)
-    monkeypatch.setattr(export, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
+    monkeypatch.setattr(trace, "export_onnx", copy)
+    monkeypatch.setattr(trace, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_wrong_arguments_end_with_code_2(arguments: list[str], said: str, capsys
 def test_an_up_to_date_export_ends_with_code_0(
     tiny_checkpoint: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.delattr(export, "export_onnx")
+    monkeypatch.delattr(trace, "trace_component")
     arguments = [str(tiny_checkpoint), "--out", str(tiny_export), "--resolution", "64", "--resolution", "128x128"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -161,7 +161,7 @@ def test_a_component_that_differs_from_torch_ends_with_code_1(
     def differ(*arguments: Any) -> Any:
         raise ParityError("unet differs")
 
-    monkeypatch.setattr(export, "compare", differ)
+    monkeypatch.setattr(trace, "compare", differ)
     assert main([str(tiny_checkpoint), "--out", str(tmp_path)]) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "export: unet differs"
 
@@ -174,6 +174,18 @@ def test_the_command_fails_in_one_sentence(tmp_path: Path) -> None:
     assert done.stderr == (
         f"export: {tmp_path / 'nowhere'} does not exist; give a diffusers folder, or a hub id such as owner/name\n"
     )
+
+
+def test_an_up_to_date_export_needs_no_torch(tiny_checkpoint: Path, tiny_export: Path) -> None:
+    program = (
+        "import sys; from export.__main__ import main; code = main(sys.argv[1:]); "
+        "print(code, {'torch', 'diffusers', 'transformers', 'onnx'} & set(sys.modules))"
+    )
+    options = [str(tiny_checkpoint), "--out", str(tiny_export), "--resolution", "64", "--resolution", "128x128"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *options], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "0 set()"
 
 
 def test_help_needs_no_torch() -> None:

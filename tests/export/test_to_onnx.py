@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from engines.catalog import text_to_image_components
+from engines.catalog import SIDE_MULTIPLE, text_to_image_components
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.ort_runner import OrtRunner
 from export import to_onnx
 from export.checkpoint import Checkpoint
-from export.to_onnx import EXAMPLE, OPSET, SIDE_MULTIPLE, example_inputs, export_onnx
+from export.to_onnx import EXAMPLE, OPSET, example_inputs, export_onnx
 from export.wrappers import load_component
 
 TOLERANCES = {"text_encoder": 1e-4, "unet": 1e-3, "vae_encoder": 1e-4, "vae_decoder": 1e-4}
