@@ -6,13 +6,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, quality
+from bench import demo, host, quality, samplers
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
 
 PROGRAMS = {
     "demo": (demo, "the main job: a gallery through the real Triton"),
+    "host": (host, "what tables, prompts and the moves between UNet calls cost"),
+    "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),
     "quality": (quality, "whether the embedded checkpoint draws what is asked"),
 }
 

@@ -28,14 +28,18 @@ def text_to_image_components(widths: Widths) -> dict[str, tuple[tuple[TensorSpec
     """Inputs and outputs of the components that Stable Diffusion 1.x and 2.x share.
 
     The UNet takes a timestep per row, so that rows at different steps share a call. The VAE encoder gives the
-    moments (mean, then log-variance), so that the draw from them stays with the request's own generator.
+    moments (mean, then log-variance), so that the draw from them stays with the request's own generator. The text
+    encoder leaves out as many of its last layers as `clip_skip` says, row by row.
     """
     latent = ("rows", widths.latent_channels, "height", "width")
     pixels = ("rows", 3, f"{widths.downscale}*height", f"{widths.downscale}*width")
     moments = ("rows", 2 * widths.latent_channels, "height", "width")
     return {
         "text_encoder": (
-            (TensorSpec("input_ids", "int32", ("rows", widths.context_length)),),
+            (
+                TensorSpec("input_ids", "int32", ("rows", widths.context_length)),
+                TensorSpec("clip_skip", "int32", ("rows",)),
+            ),
             (TensorSpec("last_hidden_state", "float32", ("rows", widths.context_length, widths.context_width)),),
         ),
         "unet": (

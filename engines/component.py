@@ -19,7 +19,7 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Family: TypeAlias = Literal["sd1", "sd2"]
 
 PIPELINE_FILE = "pipeline.json"
-FORMAT = 1
+FORMAT = 2
 
 
 def resolve(dim: Dim, bound: Mapping[str, int]) -> int:
@@ -105,6 +105,7 @@ class PipelineSpec:
         resolutions: (height, width) in pixels that the export is meant for; a server accepts no others.
         tokenizer: folder of the tokenizer files, relative to `pipeline.json`; `tokenizer_sha256` is over their bytes.
         context_length: tokens per prompt chunk, start and end included.
+        text_layers: of the text encoder.
     """
 
     checkpoint: str
@@ -120,6 +121,7 @@ class PipelineSpec:
     tokenizer: str
     tokenizer_sha256: str
     context_length: int
+    text_layers: int
     components: Mapping[str, Component]
 
     def write(self, folder: Path) -> None:

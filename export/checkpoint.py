@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 Precision: TypeAlias = Literal["fp32", "fp16"]
 INDEX_FILE = "model_index.json"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
-SIZES = {"unet/config.json": ("sample_size", "cross_attention_dim"), "vae/config.json": ("block_out_channels",)}
+SIZES = {
+    "unet/config.json": ("sample_size", "cross_attention_dim"),
+    "vae/config.json": ("block_out_channels",),
+    "text_encoder/config.json": ("num_hidden_layers",),
+}
 FINGERPRINTED = {".json", ".txt", ".safetensors", ".bin"}
 
 

@@ -106,6 +106,7 @@ def export_checkpoint(
         tokenizer=TOKENIZER_FOLDER,
         tokenizer_sha256=folder_sha256(folder / TOKENIZER_FOLDER),
         context_length=checkpoint.widths.context_length,
+        text_layers=int(checkpoint.text_config["num_hidden_layers"]),
         components=components,
     )
     spec.write(folder)

@@ -26,13 +26,14 @@ EXAMPLE = {"rows": 3, "tokens": 77, "height": 16, "width": 24}
 
 
 def example_inputs(specs: tuple[TensorSpec, ...], sizes: dict[str, int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random inputs: ids below 400, timesteps in [0, 999), normal values for the rest."""
+    """Random inputs: ids below 400, 0 or 1 layers skipped, timesteps in [0, 999), normal values for the rest."""
     generator = torch.Generator().manual_seed(seed)
     made = {}
     for spec in specs:
         shape = [resolve(dim, sizes) for dim in spec.shape]
         if spec.dtype == "int32":
-            made[spec.name] = torch.randint(400, shape, generator=generator, dtype=torch.int32)
+            limit = 2 if spec.name == "clip_skip" else 400
+            made[spec.name] = torch.randint(limit, shape, generator=generator, dtype=torch.int32)
         elif spec.name == "timestep":
             made[spec.name] = torch.rand(shape, generator=generator) * 999
         else:

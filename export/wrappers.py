@@ -12,14 +12,17 @@ from export.checkpoint import Checkpoint
 
 
 class TextEncoder(nn.Module):
-    """(rows, length) int32 ids to the last hidden state after the final layer norm, fp32."""
+    """(rows, length) int32 ids and (rows,) int32 layers to leave out, to a hidden state after the final norm, fp32."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        hidden: torch.Tensor = self.network(input_ids.long(), return_dict=False)[0]
+    def forward(self, input_ids: torch.Tensor, clip_skip: torch.Tensor) -> torch.Tensor:
+        states = self.network(input_ids.long(), output_hidden_states=True).hidden_states
+        stacked = torch.stack(states, dim=1)
+        layer = (len(states) - 1 - clip_skip.long()).reshape(-1, 1, 1, 1).expand(-1, -1, *stacked.shape[2:])
+        hidden: torch.Tensor = self.network.final_layer_norm(stacked.gather(1, layer).squeeze(1))
         return hidden.float()
 
 

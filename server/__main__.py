@@ -9,7 +9,8 @@ from pathlib import Path
 
 from server.config import PLACEMENTS, ServerConfig
 from server.errors import ServerError
-from server.request import FIELDS, SAMPLER_ALIASES, Field, Value
+from server.request import FIELDS, Field, Value
+from server.sampler_names import SAMPLERS
 
 TYPES = {"STRING": str, "INT64": int, "FP32": float}
 
@@ -21,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     generate = verbs.add_parser("generate", help="ask a running server for images")
     generate.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server's gRPC")
     generate.add_argument("--out", type=Path, required=True, help="x.png; further images become x-1.png, x-2.png")
+    generate.add_argument("--from", type=Path, dest="source", help="a picture to repeat; other options change it")
     for field in FIELDS:
         if field.name not in ("progress_interval", "encoding", "output_format"):
             _field_option(generate, field)
@@ -33,8 +35,8 @@ def _field_option(target: argparse.ArgumentParser, field: Field) -> None:
     target.add_argument(
         f"--{field.name.replace('_', '-')}",
         type=TYPES[field.datatype],
+        nargs="+" if field.many else None,
         default=argparse.SUPPRESS,
-        required=field.required,
         help=field.meaning.replace("%", "%%"),
     )
 
@@ -79,9 +81,11 @@ def generate(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from server.client import Client
+    from server.infotext import read_fields
 
     names = {field.name for field in FIELDS}
-    fields: dict[str, Value] = {k: v for k, v in vars(options).items() if k in names}
+    given: dict[str, Value] = {k: v for k, v in vars(options).items() if k in names}
+    fields = {**(read_fields(options.source.read_bytes()) if options.source else {}), **given}
     with Client(options.url) as client, tqdm(total=None, unit="step", disable=None) as bar:
 
         def on_progress(done: int, total: int) -> None:
@@ -99,12 +103,11 @@ def generate(options: argparse.Namespace) -> int:
 
 
 def samplers(options: argparse.Namespace) -> int:
-    """Canonical name, what it is, and its aliases."""
-    from server.samplers import METHODS
-
-    for name, method in METHODS.items():
-        aliases = [alias for alias, canonical in SAMPLER_ALIASES.items() if canonical == name]
-        print(f"{name:16} {method.summary:36} {' '.join(aliases)}")
+    """Canonical name, UNet calls for n steps, what it is, the options it heeds, and its other names."""
+    for sampler in SAMPLERS:
+        others = ", ".join(filter(None, (*sampler.aliases, sampler.diffusers)))
+        heeds = " ".join((*sampler.options, *(["schedule"] if sampler.schedules else [])))
+        print(f"{sampler.name:18}  {sampler.calls:7} {sampler.summary:56} {heeds:22}  {others}")
     return 0
 
 

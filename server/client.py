@@ -43,7 +43,7 @@ class Result:
 
 
 def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
-    """Triton inputs of shape [1] for the fields of a request.
+    """Triton inputs for the fields of a request, of shape [1], or [n] for those that take many values.
 
     Raises:
         InvalidRequest: a name that is no field, or a value that its type cannot hold.
@@ -55,11 +55,11 @@ def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
         field = FIELD_BY_NAME[name]
         data = value.encode() if isinstance(value, str) else value
         try:
-            array = np.array([data], dtype=NUMPY_TYPES[field.datatype])
+            array = np.array(data if field.many else [data], dtype=NUMPY_TYPES[field.datatype]).reshape(-1)
         except (OverflowError, ValueError, TypeError):
             raise InvalidRequest(f"{name} is {value!r}; send {field.allowed}") from None
         datatype = "BYTES" if field.datatype == "STRING" else field.datatype
-        tensor = grpc.InferInput(name, [1], datatype)
+        tensor = grpc.InferInput(name, list(array.shape), datatype)
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return tensors

@@ -13,6 +13,7 @@ import numpy as np
 
 from server.errors import ServerError
 from server.image import encode_image
+from server.infotext import file_texts
 from server.job import Job
 from server.pipeline import Pipeline
 from server.rows import Array
@@ -96,7 +97,8 @@ class Decoder:
             return
         for latent, pixels in zip(finite, pictures, strict=True):
             job = latent.job
-            data = encode_image(pixels, job.request.output_format, job.request.encoding)
+            notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
+            data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
             job.reply.add_image(job.index, data, self._timing(latent))
 
     def _timing(self, latent: Latent) -> dict[str, float]:
@@ -105,6 +107,6 @@ class Decoder:
             "queue_seconds": job.started - job.arrival,
             "denoise_seconds": latent.finished - job.started,
             "decode_seconds": self._clock() - latent.finished,
-            "unet_rows": job.rows * job.calls,
+            "unet_rows": job.work.rows,
             "unet_calls": job.call_share,
         }

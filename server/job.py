@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from server.request import Request
 
 if TYPE_CHECKING:
+    from server.conditioning import Condition
     from server.pipeline import Work
     from server.reply import Reply
 
-Bucket: TypeAlias = tuple[int, int]
+Bucket: TypeAlias = tuple[int, int, int]
 
 
 class JobStatus(Enum):
@@ -55,22 +56,28 @@ class Job:
 
     @property
     def bucket(self) -> Bucket:
-        """(height, width) in pixels; jobs of one bucket may share a call."""
-        return self.request.height, self.request.width
+        """(height, width) in pixels and tokens of context; jobs of one bucket may share a call."""
+        return self.request.height, self.request.width, self.work.tokens
+
+    @property
+    def condition(self) -> Condition:
+        """What its next call is conditioned on."""
+        return self.work.conditions[self.step_index]
 
     @property
     def rows(self) -> int:
         """Rows that its next call takes."""
-        return 2 if self.request.guided else 1
+        return self.condition.rows
+
+    @property
+    def reserved(self) -> int:
+        """Rows that any of its calls takes at most."""
+        return self.work.reserved
 
     @property
     def calls(self) -> int:
         """UNet calls from start to end."""
         return self.work.table.calls
-
-    @property
-    def seed(self) -> int:
-        return self.request.seed + self.index
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,11 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import numpy as np
-import numpy.typing as npt
-
 from server.errors import Cancelled, Overloaded, ServerError
 from server.job import Batch, Bucket, Job, JobStatus
 from server.pipeline import Pipeline
-from server.rows import Array, BucketState, Lines, table_lines
+from server.rows import Array, BucketState, Call
 from server.scheduler import Scheduler
-from server.table import N
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +59,8 @@ class DenoiseLoop:
         if batch is None:
             return False
         try:
-            lines = self._begin(batch)
-            self._denoise(batch, lines)
+            self._begin(batch)
+            self._denoise(batch)
         except Exception as error:  # the loop must survive whatever a runner raises
             self._fail(batch, error)
             return True
@@ -104,35 +100,33 @@ class DenoiseLoop:
             if not self.step():
                 self.admit(block_seconds=IDLE_SECONDS)
 
-    def _begin(self, batch: Batch) -> Lines:
+    def _begin(self, batch: Batch) -> None:
         state = self._states.get(batch.bucket)
         if state is None:
-            shape = self._pipeline.latent_shape(*batch.bucket)
+            height, width, _ = batch.bucket
+            shape = self._pipeline.latent_shape(height, width)
             state = BucketState(self._scheduler.max_rows, shape, self._batch_sizes)
             self._states[batch.bucket] = state
         for job in batch.joined:
             job.started = self._clock()
             state.join(job)
-        return table_lines(batch.jobs)
 
-    def _denoise(self, batch: Batch, lines: Lines) -> None:
+    def _denoise(self, batch: Batch) -> None:
         state = self._states[batch.bucket]
-        feeds = state.feeds(batch, lines)
-        noise = self._draw(batch, lines)
+        call = state.call(batch)
+        feeds = state.feeds(call)
+        noise = self._draw(call, feeds["sample"].shape[1:])
         output = self._pipeline.denoise(feeds)
         self.calls += 1
-        state.advance(batch, lines, output, noise.result() if noise else [None] * len(batch.jobs))
+        state.advance(call, output, noise.result() if noise else ())
         for job in batch.jobs:
             job.call_share += 1 / len(batch.jobs)
             job.reply.step_done(job.calls * job.request.num_images)
 
-    def _draw(self, batch: Batch, lines: Lines) -> Future[list[Array | None]] | None:
+    def _draw(self, call: Call, shape: tuple[int, ...]) -> Future[list[Array | None]] | None:
         """Noise is drawn beside the UNet call: it is needed after it, and numpy lets other threads run."""
-        needed = lines[:, N] != 0
-        if not needed.any():
-            return None
-        shape = self._pipeline.latent_shape(*batch.bucket)
-        return self._noise_drawer.submit(_draw_noise, batch.jobs, needed, shape)
+        needed = [job.work.table.draws[job.step_index] for job in call.jobs]
+        return self._noise_drawer.submit(_draw_noise, call.jobs, needed, shape) if any(needed) else None
 
     def _emit(self, job: Job) -> None:
         state = self._states[job.bucket]
@@ -158,7 +152,6 @@ class DenoiseLoop:
     def _end(self, job: Job, status: JobStatus) -> None:
         if job.slot >= 0:
             self._states[job.bucket].leave(job)
-            job.slot = -1
         self._scheduler.remove(job, status)
 
     def _fail(self, batch: Batch, error: Exception) -> None:
@@ -168,7 +161,5 @@ class DenoiseLoop:
             job.reply.fail(ServerError(f"the UNet call failed: {error}"))
 
 
-def _draw_noise(
-    jobs: tuple[Job, ...], needed: npt.NDArray[np.bool_], shape: tuple[int, int, int]
-) -> list[Array | None]:
+def _draw_noise(jobs: tuple[Job, ...], needed: list[bool], shape: tuple[int, ...]) -> list[Array | None]:
     return [job.work.noise.normal(shape) if need else None for job, need in zip(jobs, needed, strict=True)]

@@ -5,7 +5,7 @@ DistributionTemplates.h with avx_mathfun.h (16 values or more: Cephes logf, sinf
 """
 
 import math
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +46,12 @@ _LOG: Final = _f32(
 _PI_4_PARTS: Final = _f32(0.78515625, 2.4187564849853515625e-4, 3.77489497744594108e-8)
 _SIN: Final = _f32(-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
 _COS: Final = _f32(2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+
+
+class Noise(Protocol):
+    """Where a job's standard normal noise comes from, draw after draw."""
+
+    def normal(self, shape: tuple[int, ...]) -> Float32Array: ...
 
 
 class TorchGenerator:

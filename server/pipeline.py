@@ -2,56 +2,85 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.component import Component, PipelineSpec
 from engines.runner import Runner, open_runner
+from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
 from server.image import Pixels, to_pixels
-from server.noise import TorchGenerator
-from server.request import SAMPLER_ALIASES, Limits, Request
+from server.levels import Choice
+from server.noise import Noise, TorchGenerator
+from server.philox import PhiloxGenerator
+from server.prompt_encoder import Embedding, PromptEncoder
+from server.request import Limits, Request
+from server.sampler_names import find_sampler
 from server.samplers import sampler_table
 from server.schedule import TrainedSchedule
 from server.table import Table
-from server.tokenizer import PromptTokenizer, Tokens
+from server.tokenizer import PromptTokenizer
+from server.variation import VariationNoise
 
-EMBEDDINGS_KEPT = 512
 TABLES_KEPT = 256
+MAX_STEPS = 500
+SEEDS = 2**64
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
-
-
-class Noise(Protocol):
-    """Where a job's noise comes from."""
-
-    def normal(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Embedding:
-    """An encoded prompt: (tokens, width) float32, and how many of its tokens were used and dropped."""
-
-    states: npt.NDArray[np.float32]
-    used: int
-    dropped: int
+GENERATORS: dict[str, Callable[[int], Noise]] = {"cpu": TorchGenerator, "philox": PhiloxGenerator}
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one job computes with; `negative` is None when it is not guided."""
+    """What one job computes with.
+
+    Attributes:
+        conditions: one per call.
+        reserved: rows that any of its calls takes at most.
+    """
 
     table: Table
     noise: Noise
-    positive: npt.NDArray[np.float32]
-    negative: npt.NDArray[np.float32] | None
+    conditions: tuple[Condition, ...]
+    reserved: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of context, the same for all its rows."""
+        return len(self.conditions[0].positives[0])
+
+    @property
+    def rows(self) -> int:
+        """Rows of all its calls."""
+        return sum(condition.rows for condition in self.conditions)
+
+
+def request_choice(request: Request) -> Choice:
+    """The levels that a request asks for."""
+    return Choice(
+        kind=request.schedule,
+        steps=request.num_inference_steps,
+        spacing=request.timestep_spacing,
+        rho=request.rho or None,
+        final=request.final_sigma,
+        timesteps=request.timesteps,
+        sigmas=request.sigmas,
+    )
+
+
+def request_noise(request: Request, index: int) -> Noise:
+    """The generator of image `index` of a request."""
+    generator = GENERATORS[request.noise_source]
+    seed, subseed = request.seeds(index)
+    if request.subseed_strength == 0 and request.noise_seed_delta == 0:
+        return generator(seed)
+    later = generator((seed + request.noise_seed_delta) % SEEDS) if request.noise_seed_delta else None
+    return VariationNoise(generator(seed), generator(subseed), strength=request.subseed_strength, later=later)
 
 
 class Pipeline:
@@ -69,48 +98,40 @@ class Pipeline:
         self.spec = spec
         self.trained = TrainedSchedule.from_config({**spec.schedule, "prediction_type": spec.prediction_type})
         self._runners = dict(runners)
-        self._tokenizer = PromptTokenizer(folder / spec.tokenizer, spec.context_length)
-        self._embeddings: OrderedDict[str, Embedding] = OrderedDict()
-        self._lock = threading.Lock()
+        tokenizer = PromptTokenizer(folder / spec.tokenizer, spec.context_length)
+        self._prompts = PromptEncoder(self._runners["text_encoder"], tokenizer)
         self._table = lru_cache(TABLES_KEPT)(sampler_table)
 
     @property
     def limits(self) -> Limits:
         """What requests may ask of this checkpoint."""
-        sampler = SAMPLER_ALIASES.get(str(self.spec.schedule.get("_class_name")), "euler")
-        return Limits(self.spec.resolutions, sampler, max_steps=min(500, self.trained.length // 2))
+        found = find_sampler(str(self.spec.schedule.get("_class_name")))
+        return Limits(
+            self.spec.resolutions,
+            found[0] if found else "euler",
+            max_steps=min(MAX_STEPS, self.trained.length // 2),
+            timesteps=self.trained.length,
+            layers=self.spec.text_layers,
+            distilled=self.trained.original_inference_steps,
+        )
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of that size in pixels."""
         return self.spec.latent_channels, height // self.spec.downscale, width // self.spec.downscale
 
-    def embed(self, texts: Sequence[str]) -> list[Embedding]:
-        """Encode prompts, each once: an LRU cache keeps the last ones."""
-        with self._lock:
-            found = {text: self._embeddings[text] for text in texts if text in self._embeddings}
-            for text in found:
-                self._embeddings.move_to_end(text)
-        missing = [text for text in dict.fromkeys(texts) if text not in found]
-        if missing:
-            tokens = [self._tokenizer.encode(text) for text in missing]
-            fresh = dict(zip(missing, self._encode(tokens), strict=True))
-            found.update(fresh)
-            with self._lock:
-                self._embeddings.update(fresh)
-                while len(self._embeddings) > EMBEDDINGS_KEPT:
-                    self._embeddings.popitem(last=False)
-        return [found[text] for text in texts]
+    def table(self, request: Request) -> Table:
+        """The request's sampler on its schedule; kept for the next request like it."""
+        return self._table(request.sampler, request_choice(request), self.trained, request.eta, request.solver_order)
 
-    def _encode(self, tokens: Sequence[Tokens]) -> list[Embedding]:
-        outputs = self._runners["text_encoder"].infer({"input_ids": np.stack([t.ids for t in tokens])})
-        states = outputs["last_hidden_state"]
-        return [Embedding(state.copy(), t.used, t.dropped) for state, t in zip(states, tokens, strict=True)]
-
-    def work(self, request: Request, index: int, positive: Embedding, negative: Embedding | None) -> Work:
-        """What image `index` of a request computes with."""
-        table = self._table(request.sampler, request.schedule, request.num_inference_steps, self.trained)
-        noise = TorchGenerator(request.seed + index)
-        return Work(table, noise, positive.states, negative.states if negative else None)
+    def works(self, request: Request) -> tuple[list[Work], dict[Text, Embedding]]:
+        """What each image of a request computes with, and how its texts were encoded."""
+        table = self.table(request)
+        said = wordings(request, table.calls)
+        embeddings = self._prompts.embed([text for wording in dict.fromkeys(said) for text in wording.texts])
+        found = conditions(said, {text: embedding.states for text, embedding in embeddings.items()})
+        reserved = max(condition.rows for condition in found)
+        noises = [request_noise(request, index) for index in range(request.num_images)]
+        return [Work(table, noise, found, reserved) for noise in noises], embeddings
 
     def denoise(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """One UNet call: (rows, c, h, w)."""

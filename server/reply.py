@@ -80,8 +80,8 @@ class Reply:
             self._closed(self)
 
     def _metadata(self) -> dict[str, Any]:
-        request = asdict(self.request)
-        seeds = [self.request.seed + i for i in range(self.request.num_images)]
+        request = {name: value for name, value in asdict(self.request).items() if value is not None and value != ()}
+        seeds = [self.request.seeds(i)[0] for i in range(self.request.num_images)]
         worst = {
             key: max(t[key] for t in self._timing) for key in ("queue_seconds", "denoise_seconds", "decode_seconds")
         }

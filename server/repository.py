@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 from server.config import ServerConfig
 from server.request import FIELDS
+from server.sampler_names import SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "model_repository"
@@ -45,7 +47,18 @@ def request_config(name: str, *, decoupled: bool) -> str:
         + _tensors("input", inputs)
         + _tensors("output", [_tensor(k, "STRING", v, optional=False) for k, v in outputs.items()])
         + "instance_group [ { kind: KIND_CPU count: 1 } ]\n"
+        + _parameter("samplers", [asdict(sampler) for sampler in SAMPLERS])
+        + _parameter("schedules", SCHEDULES)
     )
+
+
+def _parameter(key: str, value: object) -> str:
+    """A parameter that clients can read as JSON at `GET /v2/models/<name>/config`."""
+    return _text_parameter(key, json.dumps(value))
+
+
+def _text_parameter(key: str, text: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: {json.dumps(text)} }} }}\n'
 
 
 def write_request_configs(models: Path = MODELS) -> None:
@@ -65,8 +78,7 @@ def write_repository(config: ServerConfig, target: Path) -> None:
     Args:
         target: an empty or absent folder.
     """
-    value = json.dumps(config.to_json())
     for name in deployed_models(config):
         shutil.copytree(MODELS / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         with (target / name / "config.pbtxt").open("a", encoding="utf-8") as file:
-            file.write(f'parameters {{ key: "deployment" value {{ string_value: {value} }} }}\n')
+            file.write(_text_parameter("deployment", config.to_json()))

@@ -6,31 +6,31 @@ import difflib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeAlias, cast
 
 from server.errors import InvalidRequest
+from server.request_checks import MAX_SEED, check, fitting_size
+from server.sampler_names import SAMPLER_BY_NAME, SCHEDULES, find_sampler, find_schedule, nearest_sampler
 
-Value: TypeAlias = str | int | float | bool
+Value: TypeAlias = str | int | float | bool | Sequence[float]
 DataType: TypeAlias = Literal["STRING", "INT64", "FP32"]
 
-SAMPLERS = ("euler", "euler_ancestral", "ddim", "dpmpp_2m")
-SAMPLER_ALIASES = {
-    "EulerDiscreteScheduler": "euler",
-    "EulerAncestralDiscreteScheduler": "euler_ancestral",
-    "DDIMScheduler": "ddim",
-    "DPMSolverMultistepScheduler": "dpmpp_2m",
-}
-SCHEDULES = ("normal", "karras")
+SPACINGS = ("leading", "trailing", "linspace")
+FINAL_SIGMAS = ("zero", "sigma_min")
+NOISE_SOURCES = ("cpu", "philox")
+PROMPT_SYNTAXES = ("none", "a1111", "a1111_no_norm", "a1111_ignore", "comfy", "compel")
 OUTPUT_FORMATS = ("png", "jpeg", "webp", "raw")
 ENCODINGS = ("binary", "base64")
 MAX_PROMPT_BYTES = 16_384
-MAX_SEED = 2**63 - 1
+MAX_LEVELS = 500
+MAX_SIGMA = 10_000
 RANDOM_SEED_LIMIT = 2**32
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One named tensor of a request, of shape [1].
+    """One named tensor of a request, of shape [1], or [n] where it takes `many` values.
 
     `default` None means that the server chooses; `low` and `high` are inclusive.
     """
@@ -43,12 +43,19 @@ class Field:
     high: int | None = None
     choices: tuple[str, ...] = ()
     required: bool = False
+    many: bool = False
+
+    @property
+    def shape(self) -> str:
+        return "[n]" if self.many else "[1]"
 
     @property
     def allowed(self) -> str:
         """The allowed values in words."""
         if self.choices:
             return "one of " + ", ".join(self.choices)
+        if self.many:
+            return f"1 to {MAX_LEVELS} numbers from {self.low} to {self.high}, each less than the one before"
         if self.datatype == "STRING":
             return f"UTF-8 text of at most {MAX_PROMPT_BYTES} bytes"
         kind = "a finite number" if self.datatype == "FP32" else "an integer"
@@ -64,14 +71,32 @@ FIELDS: tuple[Field, ...] = (
     Field("guidance_scale", "FP32", 7.5, "classifier-free guidance; 1 or less means none", 0, 100),
     Field("seed", "INT64", None, "of the first image; image i uses seed + i; random when absent", 0, MAX_SEED),
     Field("num_images", "INT64", 1, "images per request", 1, 16),
-    Field("sampler", "STRING", None, "numerical method; diffusers' class names work too", choices=SAMPLERS),
-    Field("schedule", "STRING", "normal", "noise levels", choices=SCHEDULES),
+    Field("sampler", "STRING", None, "numerical method, by any of its names; the checkpoint's own when absent",
+          choices=tuple(SAMPLER_BY_NAME)),
+    Field("schedule", "STRING", None, "noise levels; the checkpoint's own when absent", choices=SCHEDULES),
+    Field("timestep_spacing", "STRING", None, "the checkpoint's own when absent", choices=SPACINGS),
+    Field("final_sigma", "STRING", None, "where the last step ends", choices=FINAL_SIGMAS),
+    Field("rho", "FP32", None, "exponent of the karras and polyexponential schedules; theirs when absent", 0, 100),
+    Field("sigmas", "FP32", None, "noise levels listed, without the final one", 0, MAX_SIGMA, many=True),
+    Field("timesteps", "FP32", None, "trained timesteps listed", 0, 999, many=True),
+    Field("eta", "FP32", None, "share of fresh noise, for the samplers that have it; theirs when absent", 0, 1),
+    Field("solver_order", "INT64", None, "for the samplers that have it; theirs when absent", 1, 4),
+    Field("guidance_rescale", "FP32", 0.0, "share of the positive's deviation that guidance keeps", 0, 1),
+    Field("guidance_start", "FP32", 0.0, "part of the calls after which guidance begins", 0, 1),
+    Field("guidance_end", "FP32", 1.0, "part of the calls after which guidance ends", 0, 1),
+    Field("prompt_syntax", "STRING", "none", "how emphasis is written; none takes the text as it is",
+          choices=PROMPT_SYNTAXES),
+    Field("clip_skip", "INT64", 0, "last layers of the text encoder left out", 0, 11),
+    Field("noise_source", "STRING", "cpu", "torch's CPU stream, or CUDA's (philox)", choices=NOISE_SOURCES),
+    Field("subseed", "INT64", None, "of a variation; image i has seed and subseed + i; random if absent", 0, MAX_SEED),
+    Field("subseed_strength", "FP32", 0.0, "0 is the seed's own noise, 1 the subseed's", 0, 1),
+    Field("noise_seed_delta", "INT64", 0, "added to the seed for noise after the first", 0, MAX_SEED),
     Field("output_format", "STRING", "png", "raw is uint8 RGB, row by row", choices=OUTPUT_FORMATS),
     Field("encoding", "STRING", "binary", "base64 is for JSON clients", choices=ENCODINGS),
     Field("priority", "INT64", 0, "higher runs earlier among those that wait", -10, 10),
     Field("timeout_ms", "INT64", 0, "give up after so long; 0 means never", 0, 86_400_000),
     Field("progress_interval", "INT64", 0, "steps between progress events on a stream; 0 means none", 0, 500),
-)
+)  # fmt: skip
 FIELD_BY_NAME = {field.name: field for field in FIELDS}
 
 
@@ -84,12 +109,18 @@ class Limits:
         sampler: the default, from the checkpoint's own scheduler.
         max_images: images of one request.
         max_steps: as many as the checkpoint's schedule has room for.
+        timesteps: that the checkpoint was trained on.
+        layers: of the text encoder.
+        distilled: steps that `lcm` and `tcd` choose theirs from.
     """
 
     resolutions: tuple[tuple[int, int], ...]
     sampler: str = "euler"
     max_images: int = 16
     max_steps: int = 500
+    timesteps: int = 1000
+    layers: int = 12
+    distilled: int = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +136,33 @@ class Request:
     seed: int
     num_images: int
     sampler: str
-    schedule: str
+    schedule: str | None
+    timestep_spacing: str | None
+    final_sigma: str | None
+    rho: float | None
+    sigmas: tuple[float, ...]
+    timesteps: tuple[float, ...]
+    eta: float | None
+    solver_order: int | None
+    guidance_rescale: float
+    guidance_start: float
+    guidance_end: float
+    prompt_syntax: str
+    clip_skip: int
+    noise_source: str
+    subseed: int
+    subseed_strength: float
+    noise_seed_delta: int
     output_format: str
     encoding: str
     priority: int
     timeout_ms: int
     progress_interval: int
+
+    def seeds(self, index: int) -> tuple[int, int]:
+        """Seed and subseed of an image; as in A1111, a variation keeps the seed and counts the subseed up."""
+        varied = self.subseed_strength > 0
+        return (self.seed, self.subseed + index) if varied else (self.seed + index, self.subseed)
 
     @property
     def guided(self) -> bool:
@@ -128,29 +180,27 @@ class Request:
             if name not in FIELD_BY_NAME:
                 raise InvalidRequest(unknown_field(name))
         values = {field.name: _value(field, tensors.get(field.name)) for field in FIELDS}
-        height, width = _size(values["height"], values["width"], limits)
-        if cast(int, values["num_inference_steps"]) > limits.max_steps:
-            raise InvalidRequest(
-                f"num_inference_steps is {values['num_inference_steps']}; this checkpoint's schedule allows 1 to "
-                f"{limits.max_steps}: send fewer"
-            )
-        if cast(int, values["num_images"]) > limits.max_images:
-            raise InvalidRequest(
-                f"num_images is {values['num_images']}; this server draws at most {limits.max_images} per request: "
-                "send more requests, they share batches all the same"
-            )
-        seed = values["seed"] if values["seed"] is not None else secrets.randbelow(RANDOM_SEED_LIMIT)
-        if cast(int, seed) + cast(int, values["num_images"]) - 1 > MAX_SEED:
-            raise InvalidRequest(
-                f"seed is {seed}; seed + num_images - 1 must not exceed {MAX_SEED}: send a smaller seed"
-            )
+        sampler, labelled = cast("tuple[str, str | None]", values["sampler"] or (limits.sampler, None))
+        listed = {name: tuple(cast(Sequence[float], values[name] or ())) for name in ("sigmas", "timesteps")}
+        levels = len(listed["sigmas"] or listed["timesteps"])
+        height, width = fitting_size(values["height"], values["width"], limits)
         chosen = {
             "height": height,
             "width": width,
-            "seed": seed,
-            "sampler": values["sampler"] or limits.sampler,
+            "sampler": sampler,
+            "schedule": values["schedule"] or labelled,
+            "num_inference_steps": levels or values["num_inference_steps"],
+            **listed,
+            "seed": _seed(values["seed"]),
+            "subseed": _seed(values["subseed"]) if values["subseed_strength"] else values["subseed"] or 0,
         }
-        return cls(**{**values, **chosen})  # type: ignore[arg-type]
+        request = cls(**{**values, **chosen})  # type: ignore[arg-type]
+        check(request, limits)
+        return request
+
+
+def _seed(value: object) -> int:
+    return secrets.randbelow(RANDOM_SEED_LIMIT) if value is None else cast(int, value)
 
 
 def unknown_field(name: str) -> str:
@@ -165,11 +215,13 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _value(field: Field, given: Sequence[object] | None) -> Value | None:
+def _value(field: Field, given: Sequence[object] | None) -> object:
     if given is None:
         if field.required:
             raise InvalidRequest(f"{field.name} is missing; send {field.allowed} with shape [1]")
         return field.default
+    if field.many:
+        return _numbers(field, given)
     if len(given) != 1:
         raise InvalidRequest(f"{field.name} has {len(given)} values; send exactly one, with shape [1]")
     if field.datatype == "STRING":
@@ -177,7 +229,17 @@ def _value(field: Field, given: Sequence[object] | None) -> Value | None:
     return _number(field, given[0])
 
 
-def _text(field: Field, value: object) -> str:
+def _numbers(field: Field, given: Sequence[object]) -> tuple[float, ...]:
+    if not 1 <= len(given) <= MAX_LEVELS:
+        raise InvalidRequest(f"{field.name} has {len(given)} values; send {field.allowed}")
+    numbers = tuple(float(_number(field, value)) for value in given)
+    for i, (one, following) in enumerate(pairwise(numbers)):
+        if following >= one:
+            raise InvalidRequest(f"{field.name} has {following} after {one} (value {i + 2}); send {field.allowed}")
+    return numbers
+
+
+def _text(field: Field, value: object) -> object:
     if isinstance(value, bytes):
         if len(value) > MAX_PROMPT_BYTES:
             raise InvalidRequest(f"{field.name} has {len(value)} bytes; send at most {MAX_PROMPT_BYTES}")
@@ -202,13 +264,24 @@ def _text(field: Field, value: object) -> str:
     return value
 
 
-def _choice(field: Field, value: str) -> str:
-    canonical = SAMPLER_ALIASES.get(value, value) if field.name == "sampler" else value
+def _choice(field: Field, value: str) -> object:
+    if field.name == "sampler":
+        return _sampler(field, value)
+    canonical = find_schedule(value) if field.name == "schedule" else value
     if canonical not in field.choices:
         close = difflib.get_close_matches(value, field.choices, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed}{hint}")
     return canonical
+
+
+def _sampler(field: Field, value: str) -> tuple[str, str | None]:
+    found = find_sampler(value)
+    if found is None:
+        close = nearest_sampler(value)
+        hint = f"; did you mean {close!r}?" if close else ""
+        raise InvalidRequest(f"{field.name} is {_shown(value)}; send {field.allowed}{hint}")
+    return found
 
 
 def _number(field: Field, value: object) -> int | float:
@@ -221,14 +294,3 @@ def _number(field: Field, value: object) -> int | float:
 def _within(value: float, low: int | None, high: int | None) -> bool:
     """Whether low <= value <= high; NaN is not, and an integer too large for a float is compared as an integer."""
     return (low is None or value >= low) and (high is None or value <= high)
-
-
-def _size(height: object, width: object, limits: Limits) -> tuple[int, int]:
-    fitting = [(h, w) for h, w in limits.resolutions if height in (None, h) and width in (None, w)]
-    if not fitting:
-        sizes = ", ".join(f"{h}x{w}" for h, w in limits.resolutions)
-        raise InvalidRequest(
-            f"height x width is {height or 'default'}x{width or 'default'}; this server draws {sizes}: "
-            "send one of these, or export the checkpoint with a further --resolution"
-        )
-    return fitting[0]

@@ -1,22 +1,23 @@
 """From jobs to the rows of a UNet call and back: gather, guide, advance.
 
-A batch's rows are the positive rows of all jobs, in their order, then the negative rows of the guided ones.
+A call's rows are the first positive rows of all jobs, then the negative rows of the jobs that have one, then the
+further positive rows of composed prompts; within each part in the order of the jobs' slots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from server.job import Batch, Job
-from server.slots import SlotPool
-from server.table import A1, C_IN, HISTORY, TIMESTEP, A, B, N, U, V
+from server.table import A1, C_IN, HISTORY, TIMESTEP, B, N, U, V
 
 Array: TypeAlias = npt.NDArray[np.float32]
-Lines: TypeAlias = npt.NDArray[np.float32]
+Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
 def padded_size(size: int, sizes: Sequence[int]) -> int:
@@ -33,42 +34,42 @@ def padded_size(size: int, sizes: Sequence[int]) -> int:
     return min(fitting)
 
 
-def table_lines(jobs: Sequence[Job]) -> Lines:
-    """(jobs, columns): the line of each job's next call."""
-    return np.stack([job.work.table.lines[job.step_index] for job in jobs])
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One UNet call.
 
-
-def _column(lines: Lines, index: int) -> Array:
-    column: Array = lines[:, index].reshape(-1, 1, 1, 1)
-    return column
-
-
-def guide(output: Array, guided: npt.NDArray[np.intp], scales: Array, jobs: int) -> Array:
-    """Classifier-free guidance, Ho and Salimans (2022): negative + scale * (positive - negative).
-
-    Args:
-        output: (rows, c, h, w) in the order of a batch's rows; padding may follow.
-        guided: indices of the guided jobs.
-        scales: (guided, 1, 1, 1).
-        jobs: how many jobs the batch has.
-
-    Returns:
-        (jobs, c, h, w); without guidance it shares memory with `output`.
+    Attributes:
+        jobs: in the order of their slots.
+        slots: their lines in the state; a slice when they are the first ones, all of them.
+        lines: (jobs, columns) of their tables.
+        fused: (jobs, 2): x' = fused_0 * x + fused_1 * m, before older terms and noise.
+        guided: the indices of the jobs with a negative row.
+        further: the index of the job of each further positive row.
+        rows: without padding.
     """
-    positive = output[:jobs]
-    if len(guided) == 0:
-        return positive
-    negative = output[jobs : jobs + len(guided)]
-    guidance = negative + scales * (positive[guided] - negative)
-    if len(guided) == jobs:
-        return guidance
-    mixed = positive.copy()
-    mixed[guided] = guidance
-    return mixed
+
+    jobs: tuple[Job, ...]
+    slots: slice | npt.NDArray[np.intp]
+    lines: Array
+    fused: Array
+    guided: list[int]
+    further: list[int]
+    rows: int
+
+    @property
+    def all_guided(self) -> bool:
+        return len(self.guided) == len(self.jobs)
+
+
+def _spread(values: Array) -> Array:
+    spread: Array = values.reshape(-1, 1, 1, 1)
+    return spread
 
 
 class BucketState:
     """What the running jobs of a bucket keep between calls: latent, previous latent, four kept outputs.
+
+    The lines of running jobs are always the first ones, so that a call of all of them needs no gathering.
 
     Args:
         capacity: jobs at most.
@@ -77,83 +78,167 @@ class BucketState:
     """
 
     def __init__(self, capacity: int, shape: tuple[int, int, int], batch_sizes: Sequence[int] = ()) -> None:
-        self.slots = SlotPool(capacity)
+        self.jobs: list[Job] = []
+        self._capacity = capacity
+        self._shape = shape
         self._x = np.zeros((capacity, *shape), np.float32)
+        self._next = np.zeros_like(self._x)
         self._x_prev = np.zeros_like(self._x)
-        self._h = np.zeros((HISTORY, capacity, *shape), np.float32)
+        self._h = np.zeros((capacity, HISTORY, *shape), np.float32)
+        self._term = np.zeros(shape, np.float32)
         self._batch_sizes = tuple(batch_sizes)
         self._context: Array | None = None
-        self._members: tuple[int, ...] = ()
+        self._conditions: list[object] = []
 
     def join(self, job: Job) -> None:
-        """Give a job a slot and its first latent."""
-        job.slot = self.slots.allocate()
-        self._x[job.slot] = job.work.noise.normal(self._x.shape[1:]) * np.float32(job.work.table.initial_scale)
-        self._members = ()
+        """Give a job a slot and its first latent.
+
+        Raises:
+            RuntimeError: all are taken; the scheduler must not let so many jobs run.
+        """
+        if len(self.jobs) == self._capacity:
+            raise RuntimeError(f"all {self._capacity} slots are taken")
+        job.slot = len(self.jobs)
+        self.jobs.append(job)
+        self._x[job.slot] = job.work.noise.normal(self._shape) * np.float32(job.work.table.initial_scale)
 
     def leave(self, job: Job) -> None:
-        """Free a job's slot."""
-        self.slots.free(job.slot)
-        self._members = ()
+        """Free a job's slot; the last job moves there.
+
+        Raises:
+            RuntimeError: the job has none.
+        """
+        if not 0 <= job.slot < len(self.jobs) or self.jobs[job.slot] is not job:
+            raise RuntimeError(f"slot {job.slot} is not this job's")
+        last = self.jobs.pop()
+        if last is not job:
+            for state in (self._x, self._x_prev, self._h):
+                state[job.slot] = state[last.slot]
+            self.jobs[job.slot] = last
+            last.slot = job.slot
+        job.slot = -1
 
     def latent(self, job: Job) -> Array:
         """A copy of a job's latent, (c, h, w)."""
         values: Array = self._x[job.slot].copy()
         return values
 
-    def feeds(self, batch: Batch, lines: Lines) -> dict[str, npt.NDArray[Any]]:
-        """The UNet's inputs; rows beyond the batch's are zero latents that nobody sees."""
-        slots, guided = _slots(batch), _guided(batch)
-        rows = padded_size(batch.size, self._batch_sizes)
-        positive = len(batch.jobs)
-        sample = np.zeros((rows, *self._x.shape[1:]), np.float32)
-        np.multiply(self._x[slots], _column(lines, C_IN), out=sample[:positive])
-        sample[positive : batch.size] = sample[guided]
-        timestep = np.zeros(rows, np.float32)
-        timestep[:positive] = lines[:, TIMESTEP]
-        timestep[positive : batch.size] = lines[guided, TIMESTEP]
-        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": self._contexts(batch, rows)}
+    def call(self, batch: Batch) -> Call:
+        """The next call of these jobs."""
+        jobs = tuple(sorted(batch.jobs, key=lambda job: job.slot))
+        whole = len(jobs) == len(self.jobs)
+        conditions = [job.condition for job in jobs]
+        further = [i for i, condition in enumerate(conditions) for _ in condition.positives[1:]]
+        guided = [i for i, condition in enumerate(conditions) if condition.negative is not None]
+        return Call(
+            jobs=jobs,
+            slots=slice(0, len(jobs)) if whole else np.array([job.slot for job in jobs], np.intp),
+            lines=np.stack([job.work.table.lines[job.step_index] for job in jobs]),
+            fused=np.stack([job.work.table.fused[job.step_index] for job in jobs]),
+            guided=guided,
+            further=further,
+            rows=len(jobs) + len(guided) + len(further),
+        )
 
-    def _contexts(self, batch: Batch, rows: int) -> Array:
-        """(rows, tokens, width); made again only when the batch has other members than the last time."""
-        members = tuple(map(id, batch.jobs))
-        if self._context is None or members != self._members or len(self._context) != rows:
-            parts = [job.work.positive for job in batch.jobs]
-            parts += [job.work.negative for job in batch.jobs if job.work.negative is not None]
-            parts += [parts[0]] * (rows - batch.size)
-            self._context, self._members = np.stack(parts), members
+    def feeds(self, call: Call) -> Feeds:
+        """The UNet's inputs; rows beyond the call's are zero latents that nobody sees."""
+        n, g = len(call.jobs), len(call.guided)
+        rows = padded_size(call.rows, self._batch_sizes)
+        sample = np.empty((rows, *self._shape), np.float32)
+        np.multiply(self._x[call.slots], _spread(call.lines[:, C_IN]), out=sample[:n])
+        timestep = np.zeros(rows, np.float32)
+        timestep[:n] = call.lines[:, TIMESTEP]
+        sample[n : n + g] = sample[:n] if call.all_guided else sample[call.guided]
+        timestep[n : n + g] = timestep[call.guided]
+        sample[n + g : call.rows] = sample[call.further]
+        timestep[n + g : call.rows] = timestep[call.further]
+        sample[call.rows :] = 0
+        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": self._contexts(call, rows)}
+
+    def _contexts(self, call: Call, rows: int) -> Array:
+        """(rows, tokens, width); made again only when a condition differs from the last call's."""
+        conditions: list[object] = [job.condition for job in call.jobs]
+        same = len(conditions) == len(self._conditions) and all(map(_is, conditions, self._conditions))
+        if self._context is None or not same or len(self._context) != rows:
+            found = [job.condition for job in call.jobs]
+            parts = [condition.positives[0] for condition in found]
+            parts += [condition.negative for condition in found if condition.negative is not None]
+            parts += [states for condition in found for states in condition.positives[1:]]
+            parts += [parts[0]] * (rows - call.rows)
+            self._context, self._conditions = np.stack(parts), conditions
         return self._context
 
-    def advance(self, batch: Batch, lines: Lines, output: Array, noise: Sequence[Array | None]) -> None:
-        """Move every job's latent along its line of the table; each term touches only the jobs that have it."""
-        slots = _slots(batch)
-        scales = np.array([job.request.guidance_scale for job in batch.jobs if job.request.guided], np.float32)
-        m = guide(output, _guided(batch), scales.reshape(-1, 1, 1, 1), len(batch.jobs))
-        steps = np.array([job.step_index for job in batch.jobs])
-        x = self._x[slots]
-        h = _column(lines, U) * x
-        h += _column(lines, V) * m
-        following = _column(lines, A) * x
-        following += _column(lines, B) * h
-        self._add(following, lines, A1, lambda some: self._x_prev[slots[some]])
+    def advance(self, call: Call, output: Array, noise: Sequence[Array | None]) -> None:
+        """Move every job's latent along its line of the table."""
+        m = guide(call, output)
+        n = len(call.jobs)
+        x = self._x[call.slots]
+        following = self._next[:n]
+        np.multiply(x, _spread(call.fused[:, 0]), out=following)
+        for i, job in enumerate(call.jobs):
+            self._remember(job, call.lines[i], following[i], x[i], m[i])
+        np.multiply(m, _spread(call.fused[:, 1]), out=m)
+        following += m
+        for i, fresh in enumerate(noise):
+            if fresh is not None:
+                following[i] += fresh * call.lines[i, N]
+        if isinstance(call.slots, slice):
+            self._x, self._next = self._next, self._x
+        else:
+            self._x[call.slots] = following
+
+    def _remember(self, job: Job, line: Array, following: Array, x: Array, m: Array) -> None:
+        """Add what older latents and outputs give to the next latent; keep what later lines need."""
+        table, step, slot = job.work.table, job.step_index, job.slot
+        if line[A1]:
+            following += np.multiply(self._x_prev[slot], line[A1], out=self._term)
         for age in range(1, HISTORY):
-            ring = (steps - age) % HISTORY
-            self._add(following, lines, B + age, lambda some, ring=ring: self._h[ring[some], slots[some]])
-        self._add(following, lines, N, lambda some: np.stack([noise[i] for i in some]))
-        self._x_prev[slots] = x
-        self._h[steps % HISTORY, slots] = h
-        self._x[slots] = following
-
-    @staticmethod
-    def _add(following: Array, lines: Lines, column: int, values: Any) -> None:
-        some = np.flatnonzero(lines[:, column])
-        if len(some):
-            following[some] += _column(lines[some], column) * values(some)
+            if line[B + age]:
+                following += np.multiply(self._h[slot, (step - age) % HISTORY], line[B + age], out=self._term)
+        if table.keeps_x[step]:
+            self._x_prev[slot] = x
+        if table.keeps_h[step]:
+            h = self._h[slot, step % HISTORY]
+            np.multiply(x, line[U], out=h)
+            h += np.multiply(m, line[V], out=self._term)
 
 
-def _slots(batch: Batch) -> npt.NDArray[np.intp]:
-    return np.array([job.slot for job in batch.jobs], np.intp)
+def _is(one: object, other: object) -> bool:
+    return one is other
 
 
-def _guided(batch: Batch) -> npt.NDArray[np.intp]:
-    return np.array([i for i, job in enumerate(batch.jobs) if job.request.guided], np.intp)
+def guide(call: Call, output: Array) -> Array:
+    """Classifier-free guidance, Ho and Salimans (2022): negative + sum of scale * (positive - negative).
+
+    With several positives this is composition, Liu et al. (2022). Rescaled guidance is Lin et al. (2023), 3.4: the
+    result takes on some of the first positive's deviation, over channels, height and width.
+
+    Args:
+        output: (rows, c, h, w) in the order of a call's rows; padding may follow. It is overwritten.
+
+    Returns:
+        (jobs, c, h, w), sharing memory with `output`.
+    """
+    if not output.flags.writeable:
+        output = output.copy()
+    n, g = len(call.jobs), len(call.guided)
+    m, negative, further = output[:n], output[n : n + g], output[n + g : call.rows]
+    deviations = {i: float(m[i].std(ddof=1)) for i in call.guided if call.jobs[i].request.guidance_rescale > 0}
+    scales = np.array([call.jobs[i].condition.scales[0] for i in call.guided], np.float32)
+    if call.all_guided:
+        m -= negative
+        m *= _spread(scales)
+        m += negative
+    else:
+        for k, i in enumerate(call.guided):
+            m[i] -= negative[k]
+            m[i] *= scales[k]
+            m[i] += negative[k]
+    seen: dict[int, int] = {}
+    for k, i in enumerate(call.further):
+        seen[i] = seen.get(i, 0) + 1
+        m[i] += (further[k] - negative[call.guided.index(i)]) * np.float32(call.jobs[i].condition.scales[seen[i]])
+    for i, deviation in deviations.items():
+        share = call.jobs[i].request.guidance_rescale
+        m[i] *= np.float32(share * deviation / float(m[i].std(ddof=1)) + 1 - share)
+    return m

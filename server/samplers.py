@@ -1,110 +1,128 @@
-"""The samplers, each a short function in its paper's notation, and the tables they compile to.
-
-`sigma` is noise per unit of signal. Euler methods move x = clean + sigma * noise (variance exploding), the others
-x = alpha * clean + sigma' * noise with alpha^2 + sigma'^2 = 1 (variance preserving), as their references do.
-"""
+"""The samplers as tables: which function each is, on which levels it walks, and how its first latent is scaled."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-import numpy as np
+from server import correctors, exploding, exponential, preserving
+from server.errors import ScheduleError
+from server.levels import (
+    DEIS,
+    DPM,
+    EULER,
+    KDPM2,
+    SINGLESTEP,
+    Choice,
+    Rule,
+    Step,
+    distilled_timesteps,
+    interpolated_steps,
+    trained_steps,
+)
+from server.schedule import TrainedSchedule
+from server.table import Linear, Table, Trace, compile_table
 
-from server.schedule import EULER_SPACING, Schedule, TrainedSchedule, ddim_schedule, dpm_schedule, euler_schedule
-from server.table import Level, Linear, Table, Trace, compile_table
-
-
-def euler(trace: Trace, x: Linear, schedule: Schedule) -> Linear:
-    """Algorithm 2 (Euler steps, no churn) of Karras et al. (2022)."""
-    for t, sigma, sigma_next in _steps(schedule):
-        x, clean = trace.clean(x, Level(1.0, sigma), t)
-        d = (x - clean) / sigma
-        x = x + d * (sigma_next - sigma)
-    return x
-
-
-def euler_ancestral(trace: Trace, x: Linear, schedule: Schedule) -> Linear:
-    """Ancestral sampling with Euler steps, as in k-diffusion; eta = 1."""
-    for t, sigma, sigma_next in _steps(schedule):
-        x, clean = trace.clean(x, Level(1.0, sigma), t)
-        up = np.sqrt(sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2)
-        down = np.sqrt(sigma_next**2 - up**2)
-        d = (x - clean) / sigma
-        x = x + d * (down - sigma) + trace.noise() * up
-    return x
-
-
-def ddim(trace: Trace, x: Linear, schedule: Schedule) -> Linear:
-    """Equation 12 of Song et al. (2020) with eta = 0."""
-    for t, ratio, ratio_next in _steps(schedule):
-        level, following = Level.preserving(ratio), Level.preserving(ratio_next)
-        x, clean = trace.clean(x, level, t)
-        noise = (x - clean * level.alpha) / level.sigma
-        x = clean * following.alpha + noise * following.sigma
-    return x
-
-
-def dpmpp_2m(trace: Trace, x: Linear, schedule: Schedule) -> Linear:
-    """DPM-Solver++(2M), algorithm 2 of Lu et al. (2022b), midpoint form; first order at both ends as in diffusers."""
-    previous: tuple[Linear, float] | None = None
-    n = len(schedule.sigmas)
-    for i, (t, ratio, ratio_next) in enumerate(_steps(schedule)):
-        level, following = Level.preserving(ratio), Level.preserving(ratio_next)
-        x, clean = trace.clean(x, level, t)
-        decay = ratio_next / ratio  # exp(-h), h the step in log signal-to-noise
-        data = clean
-        if previous is not None and i < n - 1:
-            last_clean, last_ratio = previous
-            r = np.log(last_ratio / ratio) / np.log(ratio / ratio_next)
-            data = clean + (clean - last_clean) / (2 * r)
-        x = x * (following.sigma / level.sigma) + data * (following.alpha * (1 - decay))
-        previous = clean, ratio
-    return x
-
-
-def _steps(schedule: Schedule) -> list[tuple[float, float, float]]:
-    return list(zip(schedule.timesteps.tolist(), schedule.sigmas.tolist(), schedule.next_sigmas.tolist(), strict=True))
-
-
-def _exploding_scale(trained: TrainedSchedule, schedule: Schedule) -> float:
-    """diffusers' `init_noise_sigma` of the Euler family."""
-    sigma = float(schedule.sigmas.max())
-    spacing = trained.spacing or EULER_SPACING
-    return sigma if spacing in ("linspace", "trailing") else float(np.sqrt(sigma**2 + 1))
-
-
-def _unit_scale(trained: TrainedSchedule, schedule: Schedule) -> float:
-    return 1.0
+Lay = Callable[[TrainedSchedule, Choice], list[Step]]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A sampler with the schedule it walks on and the scale of its first latent."""
+    """A sampler's function and its surroundings.
 
-    sample: Callable[[Trace, Linear, Schedule], Linear]
-    schedule: Callable[[TrainedSchedule, int, str], Schedule]
-    initial_scale: Callable[[TrainedSchedule, Schedule], float]
-    summary: str
+    Attributes:
+        sample: traced on the steps; keyword options as in `options`.
+        lay: gives the steps.
+        rule: of its levels, where they are interpolated; None on trained timesteps.
+        options: the request's fields that it heeds, with their defaults.
+    """
+
+    sample: Callable[..., Linear]
+    lay: Lay
+    rule: Rule | None = None
+    exploding: bool = False
+    options: dict[str, float] = field(default_factory=dict)
+
+
+def _exploding(sample: Callable[..., Linear], rule: Rule = EULER, **options: float) -> Method:
+    return Method(sample, partial(interpolated_steps, rule=rule), rule, True, options)
+
+
+def _exponential(sample: Callable[..., Linear], rule: Rule = DPM, **options: float) -> Method:
+    return Method(sample, partial(interpolated_steps, rule=rule), rule, False, options)
+
+
+def _distilled(trained: TrainedSchedule, choice: Choice) -> list[Step]:
+    if choice.steps > trained.original_inference_steps and not choice.timesteps:
+        raise ScheduleError(
+            f"num_inference_steps is {choice.steps}; lcm and tcd take at most "
+            f"{trained.original_inference_steps}, the steps that the checkpoint was distilled on"
+        )
+    levels = [(float(t), trained.level(t)) for t in distilled_timesteps(trained, choice)]
+    return [Step(t, level, level) for t, level in levels]
 
 
 METHODS: dict[str, Method] = {
-    "euler": Method(euler, euler_schedule, _exploding_scale, "first order, deterministic"),
-    "euler_ancestral": Method(euler_ancestral, euler_schedule, _exploding_scale, "first order, fresh noise per step"),
-    "ddim": Method(ddim, ddim_schedule, _unit_scale, "first order, deterministic"),
-    "dpmpp_2m": Method(dpmpp_2m, dpm_schedule, _unit_scale, "second order, deterministic"),
+    "euler": _exploding(exploding.euler),
+    "euler_ancestral": _exploding(exploding.euler_ancestral, eta=1.0),
+    "heun": _exploding(exploding.heun),
+    "dpm2": _exploding(exploding.dpm2, KDPM2),
+    "dpm2_ancestral": _exploding(exploding.dpm2_ancestral, KDPM2, eta=1.0),
+    "lms": _exploding(exploding.lms, solver_order=4),
+    "dpmpp_2s_ancestral": _exploding(exploding.dpmpp_2s_ancestral, eta=1.0),
+    "dpmpp_sde": _exploding(exploding.dpmpp_sde, eta=1.0),
+    "restart": _exploding(exploding.restart),
+    "dpmpp_2m": _exponential(exponential.dpmpp),
+    "dpmpp_3m": _exponential(partial(exponential.dpmpp, order=3)),
+    "dpmpp_2m_sde": _exponential(partial(exponential.dpmpp, sde=True)),
+    "dpmpp_2m_sde_heun": _exponential(partial(exponential.dpmpp, sde=True, heun=True)),
+    "dpmpp_3m_sde": _exponential(partial(exponential.dpmpp, sde=True, order=3)),
+    "dpmpp_singlestep": _exponential(exponential.dpmpp_singlestep, SINGLESTEP, solver_order=2),
+    "deis": _exponential(exponential.deis, DEIS, solver_order=2),
+    "unipc": _exponential(correctors.unipc, solver_order=2),
+    "unipc_bh1": _exponential(partial(correctors.unipc, bh1=True), solver_order=2),
+    "sa": _exponential(correctors.sa, DEIS),
+    "ddim": Method(preserving.ddim, trained_steps, options={"eta": 0.0}),
+    "ddpm": Method(preserving.ddpm, trained_steps),
+    "pndm": Method(preserving.pndm, partial(trained_steps, to_one=False)),
+    "lcm": Method(preserving.lcm, _distilled),
+    "tcd": Method(preserving.tcd, _distilled, options={"eta": 0.3}),
 }
 
 
-def sampler_table(name: str, kind: str, steps: int, trained: TrainedSchedule) -> Table:
+def sampler_table(
+    name: str, choice: Choice, trained: TrainedSchedule, eta: float | None = None, solver_order: int | None = None
+) -> Table:
     """The table of a sampler.
 
     Args:
         name: a key of `METHODS`.
-        kind: `normal` or `karras` noise levels.
-        steps: denoising steps, 1 to the number of trained timesteps less one.
+        choice: of levels.
+        eta: how much of the noise is fresh, 0 to 1; None means the sampler's own.
+        solver_order: None means the sampler's own.
+
+    Raises:
+        ScheduleError: levels that the sampler cannot walk on.
     """
     method = METHODS[name]
-    schedule = method.schedule(trained, steps, kind)
-    scale = method.initial_scale(trained, schedule)
-    return compile_table(lambda trace, x: method.sample(trace, x, schedule), trained.prediction_type, scale)
+    steps = method.lay(trained, replace(choice, kind=choice.kind or trained.kind))
+    given = {"eta": eta, "solver_order": solver_order}
+    options = {key: default if given[key] is None else given[key] for key, default in method.options.items()}
+    if "solver_order" in options:
+        options["order"] = options.pop("solver_order")
+
+    def sample(trace: Trace, x: Linear) -> Linear:
+        return method.sample(trace, x, steps, trained, **options)
+
+    return compile_table(sample, trained.prediction_type, _initial_scale(method, steps, choice, trained))
+
+
+def _initial_scale(method: Method, steps: list[Step], choice: Choice, trained: TrainedSchedule) -> float:
+    """diffusers' `init_noise_sigma`."""
+    if method.rule is None or not method.exploding:
+        return 1.0
+    sigma = max(step.level.ratio for step in steps)
+    spacing = choice.spacing or trained.spacing or method.rule.spacing
+    return sigma if spacing in ("linspace", "trailing") else math.hypot(sigma, 1)

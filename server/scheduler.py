@@ -90,12 +90,12 @@ class Scheduler:
         joined = []
         while queue.waiting:
             job = queue.waiting[0][2]
-            if queue.rows + job.rows > self.max_rows:
+            if queue.rows + job.reserved > self.max_rows:
                 break
             heapq.heappop(queue.waiting)
             job.status = JobStatus.RUNNING
             queue.running.append(job)
-            queue.rows += job.rows
+            queue.rows += job.reserved
             joined.append(job)
         return joined
 
@@ -114,5 +114,5 @@ class Scheduler:
         if job.status is JobStatus.RUNNING:
             queue = self._queues[job.bucket]
             queue.running.remove(job)
-            queue.rows -= job.rows
+            queue.rows -= job.reserved
         job.status = status

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from server.conditioning import Text
 from server.config import ServerConfig
 from server.decoder import Decoder
 from server.errors import Overloaded, ServerError
 from server.job import Job
 from server.loop import DenoiseLoop
-from server.pipeline import Embedding, Pipeline
+from server.pipeline import Pipeline
+from server.prompt_encoder import Embedding
 from server.reply import Reply, Sink
 from server.request import Request
 from server.scheduler import Scheduler
@@ -111,20 +113,15 @@ class Service:
     def _jobs(self, reply: Reply, arrival: float) -> list[Job]:
         """One job per image, with the request's embeddings and table."""
         request = reply.request
-        positive, *rest = self._pipeline.embed(
-            [request.prompt, request.negative_prompt] if request.guided else [request.prompt]
-        )
-        negative = rest[0] if rest else None
-        reply.details = self._details(positive, negative)
+        works, embeddings = self._pipeline.works(request)
+        reply.details = self._details(embeddings)
         deadline = arrival + request.timeout_ms / 1000 if request.timeout_ms else None
-        return [
-            Job(request, i, self._pipeline.work(request, i, positive, negative), reply, arrival, deadline)
-            for i in range(request.num_images)
-        ]
+        return [Job(request, i, work, reply, arrival, deadline) for i, work in enumerate(works)]
 
-    def _details(self, positive: Embedding, negative: Embedding | None) -> dict[str, Any]:
+    def _details(self, embeddings: Mapping[Text, Embedding]) -> dict[str, Any]:
         spec = self._pipeline.spec
-        tokens = {"prompt": {"used": positive.used, "dropped": positive.dropped}}
-        if negative is not None:
-            tokens["negative_prompt"] = {"used": negative.used, "dropped": negative.dropped}
+        tokens = [
+            {"text": text.text, "used": embedding.used, "dropped": embedding.dropped, "chunks": embedding.chunks}
+            for text, embedding in embeddings.items()
+        ]
         return {"checkpoint": spec.checkpoint, "fingerprint": spec.fingerprint, "tokens": tokens}

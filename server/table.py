@@ -1,13 +1,16 @@
 """Samplers compiled to tables: run once on symbols, a sampler leaves one line of numbers per UNet call.
 
 network input    c_in * x                at timestep t
-kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent or the noise)
+kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent, the noise, or m itself)
 next latent      x' = a * x + a1 * x_prev + b . (h_0, h_1, h_2, h_3) + n * noise
+
+A sampler may use older latents, outputs and noise than a job keeps: a line that once used them is solved for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -15,10 +18,14 @@ import numpy as np
 import numpy.typing as npt
 
 HISTORY = 4
+# More substitutions than any method needs that fits at all.
+RECALLS = 16
 COLUMNS = ("timestep", "c_in", "u", "v", "a", "a1", "b0", "b1", "b2", "b3", "n")
 TIMESTEP, C_IN, U, V, A, A1, B, N = 0, 1, 2, 3, 4, 5, 6, 10
 
 Symbol: TypeAlias = tuple[Literal["x", "h", "noise"], int]
+# For how many calls, the present one included, a job has each.
+MEMORY = {"x": 2, "h": HISTORY, "noise": 1}
 
 
 class TraceError(ValueError):
@@ -64,8 +71,18 @@ class Level:
     @classmethod
     def preserving(cls, ratio: float) -> Level:
         """The variance-preserving level (alpha^2 + sigma^2 = 1) whose sigma / alpha is `ratio`."""
-        alpha = 1 / np.sqrt(1 + ratio**2)
-        return cls(float(alpha), float(alpha * ratio))
+        alpha = 1 / math.hypot(1, ratio)
+        return cls(alpha, alpha * ratio)
+
+    @classmethod
+    def at(cls, abar: float) -> Level:
+        """The variance-preserving level whose signal keeps this part of the variance."""
+        return cls(math.sqrt(abar), math.sqrt(1 - abar))
+
+    @property
+    def ratio(self) -> float:
+        """Noise per unit of signal."""
+        return self.sigma / self.alpha
 
 
 class Trace:
@@ -73,48 +90,87 @@ class Trace:
 
     def __init__(self, prediction_type: str) -> None:
         self.lines: list[npt.NDArray[np.float64]] = []
+        self.drawn: set[int] = set()
         self._prediction_type = prediction_type
+        self._written: list[dict[Symbol, float]] = []
 
     def clean(self, x: Linear, level: Level, timestep: float) -> tuple[Linear, Linear]:
         """One UNet call at x: gives x under the name it has from here on, and the estimate of the clean latent."""
+        return self._call(x, level, timestep, *self._to_clean(level))
+
+    def epsilon(self, x: Linear, level: Level, timestep: float) -> tuple[Linear, Linear]:
+        """As `clean`, but gives and keeps the estimate of the noise."""
+        u, v = self._to_clean(level)
+        return self._call(x, level, timestep, (1 - level.alpha * u) / level.sigma, -level.alpha * v / level.sigma)
+
+    def raw(self, x: Linear, level: Level, timestep: float) -> tuple[Linear, Linear]:
+        """As `clean`, but gives and keeps the network's output itself."""
+        return self._call(x, level, timestep, 0.0, 1.0)
+
+    def to_clean(self, x: Linear, raw: Linear, level: Level) -> Linear:
+        """The clean latent that a raw output, or an average of several, says is in x."""
+        u, v = self._to_clean(level)
+        return x * u + raw * v
+
+    def noise(self) -> Linear:
+        """Fresh noise, drawn from the job's generator after this call; drawn even where a level leaves none of it."""
+        last = len(self.lines) - 1
+        self.drawn.add(last)
+        return Linear({("noise", last): 1.0})
+
+    def finish(self, x: Linear) -> npt.NDArray[np.float64]:
+        self._close(x)
+        return np.stack(self.lines)
+
+    def _to_clean(self, level: Level) -> tuple[float, float]:
         squared = level.alpha**2 + level.sigma**2
-        u, v = {
-            "epsilon": (1 / level.alpha, -level.sigma / level.alpha),
-            "v_prediction": (level.alpha / squared, -level.sigma / np.sqrt(squared)),
-            "sample": (0.0, 1.0),
-        }[self._prediction_type]
+        if self._prediction_type == "epsilon":
+            return 1 / level.alpha, -level.sigma / level.alpha
+        if self._prediction_type == "v_prediction":
+            return level.alpha / squared, -level.sigma / math.sqrt(squared)
+        return 0.0, 1.0
+
+    def _call(self, x: Linear, level: Level, timestep: float, u: float, v: float) -> tuple[Linear, Linear]:
         if self.lines:
             self._close(x)
         elif x.terms != {("x", 0): 1.0}:
             raise TraceError("the first network call must be at the first latent")
         line = np.zeros(len(COLUMNS))
-        line[[TIMESTEP, C_IN, U, V]] = timestep, 1 / np.sqrt(squared), u, v
+        line[[TIMESTEP, C_IN, U, V]] = timestep, 1 / math.hypot(level.alpha, level.sigma), u, v
         self.lines.append(line)
         call = len(self.lines) - 1
         return Linear({("x", call): 1.0}), Linear({("h", call): 1.0})
-
-    def noise(self) -> Linear:
-        """Fresh noise, drawn from the job's generator after this call."""
-        return Linear({("noise", len(self.lines) - 1): 1.0})
 
     def _close(self, x: Linear) -> None:
         """Write `x`, the latent of the next call, into the last line."""
         last = len(self.lines) - 1
         line = self.lines[last]
-        for (kind, index), factor in x.terms.items():
-            age = last - index
-            if kind == "x" and age <= 1:
-                line[A + age] += factor
-            elif kind == "h" and age < HISTORY:
-                line[B + age] += factor
-            elif kind == "noise" and age == 0:
-                line[N] += factor
-            elif factor != 0:
-                raise TraceError(f"line {last} needs {kind} of {age} calls ago, further back than a job remembers")
+        terms = self._remembered(x)
+        self._written.append(terms)
+        for (kind, index), factor in terms.items():
+            line[{"x": A, "h": B, "noise": N}[kind] + last - index] = factor
 
-    def finish(self, x: Linear) -> npt.NDArray[np.float64]:
-        self._close(x)
-        return np.stack(self.lines)
+    def _remembered(self, x: Linear) -> dict[Symbol, float]:
+        """`x` in terms of what a job still has at the last line."""
+        last = len(self.lines) - 1
+        for _ in range(RECALLS):
+            old = [s for s, factor in x.terms.items() if factor != 0 and last - s[1] >= MEMORY[s[0]]]
+            if not old:
+                return {s: factor for s, factor in x.terms.items() if factor != 0}
+            oldest = min(old, key=lambda symbol: symbol[1])
+            factor = x.terms[oldest]
+            x = Linear({s: f for s, f in x.terms.items() if s != oldest}) + self._recall(oldest) * factor
+        raise TraceError(f"line {last} needs what a job no longer has, and no earlier line gives it back")
+
+    def _recall(self, symbol: Symbol) -> Linear:
+        """What a job no longer has, from the last line that used it while it had it."""
+        kind, index = symbol
+        for line in range(min(index + MEMORY[kind], len(self._written)) - 1, index - 1, -1):
+            factor = self._written[line].get(symbol)
+            if factor:
+                rest = Linear({s: f for s, f in self._written[line].items() if s != symbol})
+                return (Linear({("x", line + 1): 1.0}) - rest) / factor
+        raise TraceError(f"{kind} of call {index} is needed, but no line that could give it back has used it")
 
 
 Sampler: TypeAlias = Callable[[Trace, Linear], Linear]
@@ -127,10 +183,34 @@ class Table:
     Attributes:
         lines: (calls, len(COLUMNS)) float32, read-only.
         initial_scale: standard deviation of the first latent.
+        draws: whether each call is followed by a draw from the job's generator.
+        fused: (calls, 2) float32: x' = fused_0 * x + fused_1 * m, before older terms and noise.
+        keeps_x: whether a later line needs the latent of each call.
+        keeps_h: whether a later line needs the output of each call.
     """
 
     lines: npt.NDArray[np.float32]
     initial_scale: float
+    draws: tuple[bool, ...]
+    fused: npt.NDArray[np.float32]
+    keeps_x: tuple[bool, ...]
+    keeps_h: tuple[bool, ...]
+
+    @classmethod
+    def of(cls, lines: npt.NDArray[np.float64], initial_scale: float, drawn: Collection[int]) -> Table:
+        """A table of these lines; `drawn` has the calls that a draw follows."""
+        calls = range(len(lines))
+        fused = np.stack([lines[:, A] + lines[:, B] * lines[:, U], lines[:, B] * lines[:, V]], axis=1)
+        return cls(
+            _frozen(lines),
+            initial_scale,
+            tuple(call in drawn for call in calls),
+            _frozen(fused),
+            tuple(bool(lines[call + 1 : call + 2, A1].any()) for call in calls),
+            tuple(
+                any(lines[call + age : call + age + 1, B + age].any() for age in range(1, HISTORY)) for call in calls
+            ),
+        )
 
     @property
     def calls(self) -> int:
@@ -146,6 +226,10 @@ def compile_table(sampler: Sampler, prediction_type: str, initial_scale: float) 
     """
     trace = Trace(prediction_type)
     lines = trace.finish(sampler(trace, Linear({("x", 0): 1.0})))
-    frozen = lines.astype(np.float32)
+    return Table.of(lines, float(initial_scale), trace.drawn)
+
+
+def _frozen(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+    frozen = values.astype(np.float32)
     frozen.setflags(write=False)
-    return Table(frozen, float(initial_scale))
+    return frozen

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from engines.component import Arrays
 from engines.runner import Runner
+from server.conditioning import Condition
 from server.errors import ServerError
 from server.job import Job
 from server.noise import TorchGenerator
@@ -109,7 +110,7 @@ def make_request(**fields: Any) -> Request:
 
 def idle_table(calls: int) -> Table:
     """A table that moves nothing."""
-    return Table(np.zeros((calls, len(COLUMNS)), np.float32), 1.0)
+    return Table.of(np.zeros((calls, len(COLUMNS))), 1.0, ())
 
 
 def make_job(
@@ -119,7 +120,8 @@ def make_job(
     request = make_request(**fields)
     positive = np.full((2, 3), context, np.float32)
     negative = np.full((2, 3), -1 - context, np.float32) if request.guided else None
-    work = Work(table, TorchGenerator(request.seed), positive, negative)
+    condition = Condition((positive,), negative, (request.guidance_scale,))
+    work = Work(table, TorchGenerator(request.seed), (condition,) * table.calls, condition.rows)
     return Job(request, 0, work, cast(Reply, FakeReply()), arrival, deadline)
 
 

@@ -20,7 +20,7 @@ from export.embedded.vocabulary import CONTEXT
 from export.embedded.world import CANVAS, COLOURS, POSITIONS, RELATIONS, SHAPES, Scene, caption, training_scene
 
 TEXT_PLAN = Plan("text", steps=600, learning_rate=1e-3)
-UNET_PLAN = Plan("unet", steps=13500, learning_rate=8e-4)
+UNET_PLAN = Plan("unet", steps=11500, learning_rate=8e-4)
 TEXT_BATCH, UNET_BATCH = 128, 32
 SCENES, LARGE_SCENES, LARGE = 32000, 6000, 192
 CAPTION_DROPOUT = 0.1
@@ -132,7 +132,7 @@ def train_text_encoder(tokenizer: CLIPTokenizer, folder: Path, plan: Plan = TEXT
 def latent_set(
     vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Path
 ) -> tuple[list[Scene], torch.Tensor, torch.Tensor]:
-    """Scenes, their scaled latents (count, 4, pixels / 8, pixels / 8), kept in `folder`, and how often each is shown."""
+    """Scenes, their scaled latents (count, 4, pixels / 8, pixels / 8) kept in `folder`, how often each is shown."""
     rng = random.Random(seed)
     scenes = [training_scene(rng) for _ in range(count)]
     kept = folder / f"latents-{pixels}-{count}-{seed}.pt"

@@ -49,6 +49,7 @@ def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer="tokenizer",
         tokenizer_sha256="",
         context_length=77,
+        text_layers=12,
         components=components,
     )
     spec.write(folder)

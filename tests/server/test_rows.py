@@ -8,15 +8,17 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from server.conditioning import Condition
 from server.job import Batch, Job
+from server.levels import Choice
 from server.noise import TorchGenerator
-from server.rows import Array, BucketState, guide, padded_size, table_lines
+from server.rows import Array, BucketState, guide, padded_size
 from server.samplers import sampler_table
-from server.table import A1, COLUMNS, HISTORY, B, N, Table
-from tests.fakes import TableRun, make_job, trained
+from server.table import A1, COLUMNS, HISTORY, B, Table
+from tests.fakes import TableRun, idle_table, make_job, trained
 
 SHAPE = (4, 5, 3)
-BUCKET = (128, 128)
+BUCKET = (128, 128, 2)
 Spoil = Callable[[Array, Batch], None]
 
 
@@ -31,7 +33,7 @@ def network(feeds: Mapping[str, npt.NDArray[Any]]) -> Array:
 
 def sampled(sampler: str, schedule: str, steps: int, guidance_scale: float, seed: int) -> Job:
     """A fresh job with a real sampler's table."""
-    table = sampler_table(sampler, schedule, steps, trained(steps_offset=1))
+    table = sampler_table(sampler, Choice(kind=schedule, steps=steps), trained(steps_offset=1))
     return make_job(table, context=seed / 10, seed=seed, guidance_scale=guidance_scale)
 
 
@@ -48,12 +50,13 @@ def joined(*jobs: Job, batch_sizes: Sequence[int] = ()) -> BucketState:
 
 def call(state: BucketState, batch: Batch, spoil: Spoil | None = None) -> None:
     """One turn of the loop."""
-    lines = table_lines(batch.jobs)
-    output = network(state.feeds(batch, lines))
+    made = state.call(batch)
+    output = network(state.feeds(made))
     if spoil is not None:
         spoil(output, batch)
-    noise = [job.work.noise.normal(SHAPE) if line[N] else None for job, line in zip(batch.jobs, lines, strict=True)]
-    state.advance(batch, lines, output, noise)
+    draws = [job.work.table.draws[job.step_index] for job in made.jobs]
+    noise = [job.work.noise.normal(SHAPE) if drawn else None for job, drawn in zip(made.jobs, draws, strict=True)]
+    state.advance(made, output, noise)
     for job in batch.jobs:
         job.step_index += 1
 
@@ -77,7 +80,7 @@ def trails(
             state.leave(job)
             running.remove(job)
     assert all(len(latents) == job.calls for job, latents in found.items())
-    assert state.slots.available == 8
+    assert not state.jobs
     return list(found.values())
 
 
@@ -117,9 +120,15 @@ def test_jobs_differ_by_seed_prompt_and_guidance() -> None:
     plain = ("euler", "normal", 4, 7.5, 1)
     ends = [trails([(0, sampled(*one))])[0][-1] for one in (plain, (*plain[:4], 2), (*plain[:3], 7.0, 1))]
     other_prompt = sampled(*plain)
-    other_prompt.work = replace(other_prompt.work, negative=np.full((2, 3), 9, np.float32))
+    condition_on(other_prompt, negative=np.full((2, 3), 9, np.float32))
     ends.append(trails([(0, other_prompt)])[0][-1])
     assert all(np.abs(a - b).max() > 1e-4 for i, a in enumerate(ends) for b in ends[:i])
+
+
+def condition_on(job: Job, **changes: Any) -> None:
+    """Other embeddings for all calls of a job."""
+    condition = replace(job.condition, **changes)
+    job.work = replace(job.work, conditions=(condition,) * job.calls, reserved=condition.rows)
 
 
 def spoil_padding(output: Array, batch: Batch) -> None:
@@ -136,7 +145,7 @@ def test_padding_rows_never_reach_a_job(batch_sizes: tuple[int, ...]) -> None:
 
 def broken() -> Job:
     job = sampled("dpmpp_2m", "normal", 4, 7.5, 9)
-    job.work = replace(job.work, positive=np.full((2, 3), np.nan, np.float32))
+    condition_on(job, positives=(np.full((2, 3), np.nan, np.float32),))
     return job
 
 
@@ -151,11 +160,11 @@ def test_a_job_that_overflowed_harms_neither_its_neighbours_nor_the_next_in_its_
 
 def remembering_table(calls: int, seed: int) -> Table:
     """Random numbers in every column, memory only where there is some."""
-    lines = np.random.default_rng(seed).uniform(-0.5, 0.5, (calls, len(COLUMNS))).astype(np.float32)
+    lines = np.random.default_rng(seed).uniform(-0.5, 0.5, (calls, len(COLUMNS)))
     lines[0, A1] = 0
     for age in range(1, HISTORY):
         lines[:age, B + age] = 0
-    return Table(lines, 1.7)
+    return Table.of(lines, 1.7, range(calls))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
@@ -169,7 +178,7 @@ def test_latents_move_as_the_columns_of_a_table_say(guidance_scale: float) -> No
     np.testing.assert_allclose(state.latent(job), run.x, rtol=1e-6)
     batch = batch_of(neighbour, job)
     for _ in range(9):
-        feeds = state.feeds(batch, table_lines(batch.jobs))
+        feeds = state.feeds(state.call(batch))
         output = network(feeds).astype(np.float64)
         np.testing.assert_allclose(feeds["sample"][1], run.input, rtol=1e-4, atol=1e-5)
         assert feeds["timestep"][1] == pytest.approx(run.timestep, rel=1e-6)
@@ -196,34 +205,73 @@ def rows(*values: float) -> Array:
     return np.array(values, np.float32).reshape(-1, 1, 1, 1)
 
 
+def composed(scales: Sequence[float], negative: bool, rescale: float = 0.0) -> Job:
+    """A job whose positives have these scales."""
+    job = make_job(idle_table(3), guidance_scale=7.0, guidance_rescale=rescale)
+    states = np.zeros((2, 3), np.float32)
+    condition = Condition((states,) * len(scales), states if negative else None, tuple(scales))
+    job.work = replace(job.work, conditions=(condition,) * 3, reserved=condition.rows)
+    return job
+
+
+def guided_by(output: Array, *jobs: Job) -> Array:
+    state = BucketState(8, (1, 1, 1))
+    for job in jobs:
+        state.join(job)
+    return guide(state.call(batch_of(*jobs)), output)
+
+
 @pytest.mark.parametrize(
-    ("output", "guided", "scales", "expected"),
+    ("output", "scales", "expected"),
     [
-        ([5], [], [], [5]),
-        ([5, 1], [0], [3], [1 + 3 * 4]),
-        ([5, 6, 7], [], [], [5, 6, 7]),
-        ([5, 6, 1, 2], [0, 1], [3, 0.5], [1 + 3 * 4, 2 + 0.5 * 4]),
-        ([5, 6, 7, 1, 2], [0, 2], [3, 2], [13, 6, 2 + 2 * 5]),
-        ([5, 6, 2], [1], [10], [5, 42]),
-        ([5, 6, 2, 99, 99], [1], [10], [5, 42]),
+        ([5], [None], [5]),
+        ([5, 1], [3], [1 + 3 * 4]),
+        ([5, 6, 7], [None] * 3, [5, 6, 7]),
+        ([5, 6, 1, 2], [3, 0.5], [1 + 3 * 4, 2 + 0.5 * 4]),
+        ([5, 6, 7, 1, 2], [3, None, 2], [13, 6, 2 + 2 * 5]),
+        ([5, 6, 2], [None, 10], [5, 42]),
+        ([5, 6, 2, 99, 99], [None, 10], [5, 42]),
     ],
 )
 def test_guidance_leads_away_from_the_negative_row(
-    output: list[float], guided: list[int], scales: list[float], expected: list[float]
+    output: list[float], scales: list[float | None], expected: list[float]
 ) -> None:
-    jobs = len(expected)
-    found = guide(rows(*output), np.array(guided, np.intp), rows(*scales), jobs)
+    jobs = [composed([scale or 1.0], scale is not None) for scale in scales]
+    found = guided_by(rows(*output), *jobs)
     assert found.ravel().tolist() == expected
-    assert found.shape == (jobs, 1, 1, 1)
+    assert found.shape == (len(jobs), 1, 1, 1)
+
+
+def test_composed_prompts_add_their_differences_from_the_negative_row() -> None:
+    """Rows: positives 5, 6, 7; negatives 1, 2; further positives 10 and 20 of the first job, 30 of the last."""
+    jobs = [composed([3, 2, -1], True), composed([1], False), composed([0.5, 4], True)]
+    found = guided_by(rows(5, 6, 7, 1, 2, 10, 20, 30), *jobs)
+    assert found.ravel().tolist() == [1 + 3 * 4 + 2 * 9 - 1 * 19, 6, 2 + 0.5 * 5 + 4 * 28]
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_rescaled_guidance_takes_on_the_positives_deviation(share: float) -> None:
+    """Equations 15 and 16 of Lin et al. (2023); the neighbour is not touched."""
+    output = np.random.default_rng(1).standard_normal((4, *SHAPE)).astype(np.float32)
+    output[0] *= 2
+    expected = output.astype(np.float64)
+    state = BucketState(4, SHAPE)
+    for job in (rescaled := composed([7.0], True, share)), (plain := composed([7.0], True)):
+        state.join(job)
+    found = guide(state.call(batch_of(rescaled, plain)), output)
+    guided = [expected[2 + i] + 7 * (expected[i] - expected[2 + i]) for i in range(2)]
+    ratio = expected[0].std(ddof=1) / guided[0].std(ddof=1)
+    np.testing.assert_allclose(found[0], share * guided[0] * ratio + (1 - share) * guided[0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found[1], guided[1], rtol=1e-4, atol=1e-5)
 
 
 def test_rows_are_positives_in_order_then_negatives_of_the_guided_then_padding() -> None:
-    tables = [sampler_table("euler", "normal", steps, trained()) for steps in (4, 5, 6)]
+    tables = [sampler_table("euler", Choice(steps=steps), trained()) for steps in (4, 5, 6)]
     scales = (5.0, 1.0, 2.0)
     jobs = [make_job(tables[i], context=i + 1.0, seed=i, guidance_scale=scales[i]) for i in range(3)]
     state, batch = joined(*jobs, batch_sizes=(4, 8)), batch_of(*jobs)
-    lines = table_lines(jobs)
-    feeds = state.feeds(batch, lines)
+    call_ = state.call(batch)
+    feeds, lines = state.feeds(call_), call_.lines
     assert set(feeds) == {"sample", "timestep", "encoder_hidden_states"}
     assert feeds["encoder_hidden_states"][:5, 0, 0].tolist() == [1, 2, 3, -2, -4]
     assert feeds["encoder_hidden_states"].shape == (8, 2, 3)
@@ -239,11 +287,11 @@ def test_each_job_is_fed_its_own_step() -> None:
     for i, job in enumerate(jobs):
         job.step_index = 2 * i
     expected = [job.work.table.lines[2 * i] for i, job in enumerate(jobs)]
-    assert np.array_equal(table_lines(jobs), expected)
+    assert np.array_equal(joined(*jobs).call(batch_of(*jobs)).lines, expected)
 
 
 def contexts(state: BucketState, *jobs: Job) -> npt.NDArray[Any]:
-    return state.feeds(batch_of(*jobs), table_lines(jobs))["encoder_hidden_states"]
+    return state.feeds(state.call(batch_of(*jobs)))["encoder_hidden_states"]
 
 
 def test_contexts_are_gathered_again_only_when_the_members_change() -> None:
@@ -254,12 +302,12 @@ def test_contexts_are_gathered_again_only_when_the_members_change() -> None:
     assert contexts(state, a, b) is both
     call(state, batch_of(a, b))
     assert contexts(state, a, b) is both
-    assert contexts(state, b, a)[:, 0, 0].tolist() == pytest.approx([0.2, 0.1, -1.1])
+    assert contexts(state, b, a) is both, "rows are in the order of slots, whatever the order of the batch"
     assert contexts(state, b)[:, 0, 0].tolist() == pytest.approx([0.2])
     state.join(c)
     assert contexts(state, a, b, c)[:, 0, 0].tolist() == pytest.approx([0.1, 0.2, 0.3, -1.1, -1.3])
     state.leave(a)
-    assert contexts(state, b, c)[:, 0, 0].tolist() == pytest.approx([0.2, 0.3, -1.3])
+    assert contexts(state, b, c)[:, 0, 0].tolist() == pytest.approx([0.3, 0.2, -1.3]), "c moved to a's slot"
 
 
 def test_a_newcomer_at_a_leavers_address_is_not_taken_for_it() -> None:
@@ -267,7 +315,7 @@ def test_a_newcomer_at_a_leavers_address_is_not_taken_for_it() -> None:
     state = joined(job)
     assert contexts(state, job)[0, 0, 0] == np.float32(0.1)
     state.leave(job)
-    job.work = replace(job.work, positive=np.full((2, 3), 7, np.float32))
+    condition_on(job, positives=(np.full((2, 3), 7, np.float32),))
     state.join(job)
     assert contexts(state, job)[0, 0, 0] == 7
 
@@ -296,6 +344,8 @@ def test_slots_are_taken_by_joining_and_freed_by_leaving() -> None:
     with pytest.raises(RuntimeError, match="all 8 slots"):
         state.join(jobs[8])
     state.leave(jobs[3])
+    assert (jobs[3].slot, jobs[7].slot) == (-1, 3), "the last one fills the gap"
     state.join(jobs[8])
-    assert jobs[8].slot == 3
-    assert state.slots.available == 0
+    assert jobs[8].slot == 7
+    with pytest.raises(RuntimeError, match="not this job's"):
+        state.leave(jobs[3])

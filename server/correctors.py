@@ -1,0 +1,110 @@
+"""Predictor-corrector methods on x = alpha * clean + sigma * noise: UniPC and SA-Solver.
+
+Each call first corrects the latent that it was made at; the next prediction goes on from the corrected one. A job keeps
+no corrected latents: where a prediction set out is read back from where it arrived.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from server.exponential import log_step
+from server.levels import Step
+from server.schedule import TrainedSchedule
+from server.table import Level, Linear, Trace
+
+# Timesteps between which SA-Solver is stochastic, as diffusers has it by default.
+STOCHASTIC = (200, 800)
+
+
+def unipc(
+    trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 2, bh1: bool = False
+) -> Linear:
+    """UniPC, algorithms 1 and 2 of Zhao et al. (2023), predicting the clean latent, with B(h) = h or e^h - 1."""
+    past: list[tuple[Linear, Level]] = []
+    predicted, used = x, 0
+    for i, step in enumerate(steps):
+        seen, clean = trace.clean(predicted, step.level, step.timestep)
+        corrected = seen
+        if i > 0:
+            corrected = corrected - _unipc_sum(past, step.level, used, bh1, None)
+            corrected = corrected + _unipc_sum(past, step.level, used, bh1, clean)
+        past = [(clean, step.level), *past][:order]
+        used = min(order, len(steps) - i, i + 1)
+        predicted = corrected * (step.target.sigma / step.level.sigma)
+        predicted = predicted + _unipc_sum(past, step.target, used, bh1, None)
+    return predicted
+
+
+def _unipc_sum(
+    past: list[tuple[Linear, Level]], target: Level, order: int, bh1: bool, arrived: Linear | None
+) -> Linear:
+    """What the outputs add on the way to `target`; with the output there (`arrived`), the corrector's sum."""
+    m0, level = past[0]
+    h = log_step(level, target)
+    rise = math.expm1(-h)
+    total = m0 * (-target.alpha * rise)
+    if order == 1 and arrived is None:
+        return total
+    scale = -h if bh1 else rise
+    points = [-log_step(at, level) / h for _, at in past[1:order]]
+    slopes = [(m - m0) / r for (m, _), r in zip(past[1:order], points, strict=True)]
+    if arrived is not None:
+        points, slopes = [*points, 1.0], [*slopes, arrived - m0]
+    for weight, slope in zip(_unipc_weights(points, h, scale), slopes, strict=True):
+        total = total - slope * (target.alpha * scale * weight)
+    return total
+
+
+def _unipc_weights(points: list[float], h: float, scale: float) -> list[float]:
+    """Equation 10 of the paper; with one point it is 1/2 by definition, as in the reference implementation."""
+    if len(points) == 1:
+        return [0.5]
+    phi = math.expm1(-h) / -h - 1
+    factorial, right = 1.0, []
+    for k in range(1, len(points) + 1):
+        right.append(phi * factorial / scale)
+        factorial *= k + 1
+        phi = phi / -h - 1 / factorial
+    weights: list[float] = np.linalg.solve(np.vander(points, increasing=True).T, right).tolist()
+    return weights
+
+
+def sa(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+    """Stochastic Adams, algorithm 1 of Xue et al. (2023), predictor and corrector of order two, as in diffusers.
+
+    It predicts the clean latent; noise is drawn after every call, also where tau = 0 leaves none of it.
+    """
+    past: list[tuple[Linear, Level]] = []
+    predicted, expected, last_tau = x, Linear({}), 0.0
+    for i, step in enumerate(steps):
+        tau = 1.0 if STOCHASTIC[0] <= step.timestep <= STOCHASTIC[1] else 0.0
+        seen, clean = trace.clean(predicted, step.level, step.timestep)
+        corrected = seen
+        if i > 0:
+            corrected = seen - expected + _adams_sum([(clean, step.level), past[0]], past[0][1], step.level, last_tau)
+        past = [(clean, step.level), *past][: min(2, len(steps) - i)]
+        h, last_tau = log_step(step.level, step.target), tau
+        expected = _adams_sum(past, step.level, step.target, tau)
+        kept = math.exp(-(tau**2) * h) * step.target.sigma / step.level.sigma
+        fresh = step.target.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h))
+        predicted = corrected * kept + expected + trace.noise() * fresh
+    return predicted
+
+
+def _adams_sum(nodes: list[tuple[Linear, Level]], level: Level, target: Level, tau: float) -> Linear:
+    """The integral of the line through the outputs at `nodes`, from `level` to `target`, weighted by e^(c lambda)."""
+    c, h = 1 + tau**2, log_step(level, target)
+    whole = -math.expm1(-c * h) / c
+    first = (h * math.exp(-c * h) - whole) / c
+    if len(nodes) == 1:
+        return nodes[0][0] * (c * target.alpha * whole)
+    (m0, at0), (m1, at1) = nodes
+    u0, u1 = (log_step(target, at) for at in (at0, at1))
+    weight = (first - u1 * whole) / (u0 - u1)
+    # diffusers adds this to make the error of the second order that of the deterministic method.
+    bend = (c * h + math.expm1(-c * h)) / c**2
+    weight += (h / 2 - bend / h) if u0 == 0 else (h**2 / 2 - bend) / (u0 - u1)
+    return m0 * (c * target.alpha * weight) + m1 * (c * target.alpha * (whole - weight))

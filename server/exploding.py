@@ -1,0 +1,200 @@
+"""Samplers that move x = clean + sigma * noise (variance exploding), as k-diffusion writes them.
+
+`clean` is the network's estimate of the clean latent, `d` the derivative (x - clean) / sigma of the probability flow.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+from server.levels import Step, karras
+from server.schedule import TrainedSchedule
+from server.table import Level, Linear, Trace
+
+# Gauss-Legendre with two points integrates cubics exactly.
+GAUSS = 1 / math.sqrt(3)
+# Restart goes from the first of these levels back up to the second.
+RESTART = (0.1, 2.0)
+
+
+def _sigmas(steps: list[Step]) -> Iterator[tuple[float, float, float]]:
+    for step in steps:
+        yield step.timestep, step.level.ratio, step.target.ratio
+
+
+def _clean(trace: Trace, x: Linear, sigma: float, timestep: float) -> tuple[Linear, Linear]:
+    return trace.clean(x, Level(1.0, sigma), timestep)
+
+
+def ancestral(sigma: float, target: float, eta: float) -> tuple[float, float]:
+    """Where to step down to, and how much fresh noise leads up from there to `target`; k-diffusion's split."""
+    if eta == 0 or target == 0:
+        return target, 0.0
+    up = min(target, eta * math.sqrt(target**2 * (sigma**2 - target**2) / sigma**2))
+    return math.sqrt(target**2 - up**2), up
+
+
+def euler(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+    """Algorithm 2 (Euler steps, no churn) of Karras et al. (2022)."""
+    for t, sigma, target in _sigmas(steps):
+        x, clean = _clean(trace, x, sigma, t)
+        d = (x - clean) / sigma
+        x = x + d * (target - sigma)
+    return x
+
+
+def euler_ancestral(
+    trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 1.0
+) -> Linear:
+    """Ancestral sampling with Euler steps, as in k-diffusion."""
+    for t, sigma, target in _sigmas(steps):
+        x, clean = _clean(trace, x, sigma, t)
+        down, up = ancestral(sigma, target, eta)
+        d = (x - clean) / sigma
+        x = x + d * (down - sigma) + _fresh(trace, eta) * up
+    return x
+
+
+def _fresh(trace: Trace, eta: float) -> Linear:
+    return trace.noise() if eta > 0 else Linear({})
+
+
+def heun(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+    """Algorithm 2 (Heun steps, no churn) of Karras et al. (2022); the last step is Euler's."""
+    for i, (t, sigma, target) in enumerate(_sigmas(steps)):
+        x = _heun_step(trace, x, (t, sigma), (steps[i + 1].timestep if i + 1 < len(steps) else 0.0, target))
+    return x
+
+
+def _heun_step(trace: Trace, x: Linear, here: tuple[float, float], there: tuple[float, float]) -> Linear:
+    """From (timestep, sigma) to (timestep, sigma)."""
+    sigma, target = here[1], there[1]
+    x, clean = _clean(trace, x, sigma, here[0])
+    d = (x - clean) / sigma
+    reached = x + d * (target - sigma)
+    if target == 0:
+        return reached
+    reached, clean = _clean(trace, reached, target, there[0])
+    d_there = (reached - clean) / target
+    return x + (d + d_there) * ((target - sigma) / 2)
+
+
+def dpm2(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+    """Midpoint steps inspired by DPM-Solver-2, as in k-diffusion (diffusers' KDPM2); the last step is Euler's."""
+    for t, sigma, target in _sigmas(steps):
+        x = _midpoint_step(trace, x, trained, t, sigma, target, 0.0)
+    return x
+
+
+def dpm2_ancestral(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 1.0) -> Linear:
+    """`dpm2` down to k-diffusion's ancestral level, and noise back up."""
+    for t, sigma, target in _sigmas(steps):
+        x = _midpoint_step(trace, x, trained, t, sigma, target, eta)
+    return x
+
+
+def _midpoint_step(
+    trace: Trace, x: Linear, trained: TrainedSchedule, t: float, sigma: float, target: float, eta: float
+) -> Linear:
+    """The middle is geometric: halfway in log sigma."""
+    x, clean = _clean(trace, x, sigma, t)
+    d = (x - clean) / sigma
+    if target == 0:
+        return x + d * (target - sigma)
+    down, up = ancestral(sigma, target, eta)
+    middle = math.sqrt(sigma * down)
+    halfway, clean = _clean(trace, x + d * (middle - sigma), middle, trained.timestep_of(middle))
+    d_middle = (halfway - clean) / middle
+    return x + d_middle * (down - sigma) + _fresh(trace, eta) * up
+
+
+def lms(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 4) -> Linear:
+    """Linear multistep (Adams-Bashforth with uneven steps), as in k-diffusion; keeps derivatives."""
+    derivatives: list[Linear] = []
+    sigmas: list[float] = []
+    for t, sigma, target in _sigmas(steps):
+        x, d = trace.epsilon(x, Level(1.0, sigma), t)
+        derivatives, sigmas = [d, *derivatives][:order], [sigma, *sigmas][:order]
+        for i, derivative in enumerate(derivatives):
+            x = x + derivative * _integral(sigmas, i, sigma, target)
+    return x
+
+
+def _integral(nodes: list[float], i: int, start: float, end: float) -> float:
+    """Of the i-th Lagrange polynomial on up to four nodes, from start to end."""
+    half, middle = (end - start) / 2, (start + end) / 2
+    return half * sum(_lagrange(nodes, i, middle + sign * GAUSS * half) for sign in (-1.0, 1.0))
+
+
+def _lagrange(nodes: list[float], i: int, at: float) -> float:
+    return math.prod((at - node) / (nodes[i] - node) for k, node in enumerate(nodes) if k != i)
+
+
+def dpmpp_2s_ancestral(
+    trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 1.0
+) -> Linear:
+    """DPM-Solver++(2S), algorithm 1 of Lu et al. (2022b), to k-diffusion's ancestral level."""
+    for t, sigma, target in _sigmas(steps):
+        x, clean = _clean(trace, x, sigma, t)
+        down, up = ancestral(sigma, target, eta)
+        if down == 0:
+            x = clean + _fresh(trace, eta) * 0.0
+            continue
+        middle = math.sqrt(sigma * down)
+        halfway = x * (middle / sigma) + clean * (1 - middle / sigma)
+        halfway, clean = _clean(trace, halfway, middle, trained.timestep_of(middle))
+        x = x * (down / sigma) + clean * (1 - down / sigma) + _fresh(trace, eta) * up
+    return x
+
+
+def dpmpp_sde(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 1.0) -> Linear:
+    """Stochastic DPM-Solver++(2S), k-diffusion's `sample_dpmpp_sde` with r = 1/2.
+
+    Both calls of a step move along one Brownian path. k-diffusion draws it from a tree seeded by itself; here its
+    increments come from the job's generator, equal in distribution.
+    """
+    for t, sigma, target in _sigmas(steps):
+        x, clean = _clean(trace, x, sigma, t)
+        if target == 0:
+            x = clean
+            continue
+        middle = math.sqrt(sigma * target)
+        down, up = ancestral(sigma, middle, eta)
+        first = _fresh(trace, eta)
+        halfway = x * (down / sigma) + clean * (1 - down / sigma) + first * up
+        halfway, clean_middle = _clean(trace, halfway, middle, trained.timestep_of(middle))
+        down, up = ancestral(sigma, target, eta)
+        # r = 1/2 makes the weight of the first estimate 1 - 1/(2r) = 0.
+        x = x * (down / sigma) + clean_middle * (1 - down / sigma)
+        share = (sigma - middle) / (sigma - target)
+        path = first * math.sqrt(share) + _fresh(trace, eta) * math.sqrt(1 - share)
+        x = x + path * up
+    return x
+
+
+def restart(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+    """Heun steps that go back up with fresh noise near the end: Xu et al. (2023), laid out as in AUTOMATIC1111."""
+    last = math.inf
+    for sigma, target in _restart_path([step.level.ratio for step in steps], steps[-1].target.ratio):
+        if last < sigma:
+            x = x + trace.noise() * math.sqrt(sigma**2 - last**2)
+        x = _heun_step(trace, x, (trained.timestep_of(sigma), sigma), (trained.timestep_of(target), target))
+        last = target
+    return x
+
+
+def _restart_path(sigmas: list[float], final: float) -> list[tuple[float, float]]:
+    """Pairs of levels to step between. Under 20 steps there is no restart; with 36 or more there are two.
+
+    Some of the steps asked for are spent on going from 2 to 0.1 again; the others are Karras levels.
+    """
+    n = len(sigmas)
+    if n < 20:
+        return list(pairwise([*sigmas, final]))
+    length, times = (n // 4, 2) if n >= 36 else (9, 1)
+    way: list[float] = [*karras(sigmas[0], sigmas[-1], n - length * times).tolist(), 0.0]
+    low, high = (min(range(len(way)), key=lambda i: abs(way[i] - sigma)) for sigma in RESTART)
+    again = karras(way[high], way[low], length + 1).tolist() if high < low else []
+    return [*pairwise(way[: low + 1]), *times * list(pairwise(again)), *pairwise(way[low:])]

@@ -1,0 +1,126 @@
+"""What a picture's file says of how it was drawn: AUTOMATIC1111's `parameters` text, and our own fields as JSON.
+
+The JSON repeats the picture; the text is for the tools that read A1111's.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from server.errors import InvalidRequest
+from server.request import FIELD_BY_NAME, Request
+from server.sampler_names import SAMPLER_BY_NAME, find_sampler, find_schedule
+
+A1111_KEY, OWN_KEY = "parameters", "aquatint"
+# Fields that are about one request's way, not about its pictures.
+NOT_KEPT = ("num_images", "output_format", "encoding", "priority", "timeout_ms", "progress_interval")
+_PAIR = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_NOISE_LABELS = {"cpu": "CPU", "philox": "NV"}
+
+
+def picture_fields(request: Request, index: int) -> dict[str, Any]:
+    """The fields that draw image `index` of a request again, alone; those that have their defaults are left out."""
+    given = {k: v for k, v in asdict(request).items() if k not in NOT_KEPT and v not in (FIELD_BY_NAME[k].default, ())}
+    seed, subseed = request.seeds(index)
+    return {**given, "seed": seed} | ({"subseed": subseed} if request.subseed_strength else {})
+
+
+def file_texts(request: Request, index: int, checkpoint: str) -> dict[str, str]:
+    """Key and text of each note in the file of image `index`."""
+    fields = json.dumps(picture_fields(request, index))
+    return {A1111_KEY: infotext(request, index, checkpoint), OWN_KEY: fields}
+
+
+def infotext(request: Request, index: int, checkpoint: str) -> str:
+    """A1111's text: the prompt, the negative prompt, and a line of `Name: value` pairs."""
+    varied = request.subseed_strength > 0
+    seed, subseed = request.seeds(index)
+    sampler = SAMPLER_BY_NAME[request.sampler]
+    pairs = {
+        "Steps": request.num_inference_steps,
+        "Sampler": sampler.aliases[0] if sampler.aliases else sampler.name,
+        "Schedule type": (request.schedule or "automatic").replace("_", " ").title(),
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": checkpoint,
+        "Variation seed": subseed if varied else None,
+        "Variation seed strength": f"{request.subseed_strength:g}" if varied else None,
+        "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
+        "ENSD": request.noise_seed_delta or None,
+        "Eta": None if request.eta is None else f"{request.eta:g}",
+        "RNG": _NOISE_LABELS[request.noise_source],
+        "Version": "aquatint",
+    }
+    line = ", ".join(f"{name}: {_quoted(str(value))}" for name, value in pairs.items() if value is not None)
+    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
+    return f"{request.prompt}{negative}\n{line}"
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
+
+
+def read_fields(data: bytes) -> dict[str, Any]:
+    """The fields of a picture that we or A1111 drew.
+
+    Raises:
+        InvalidRequest: it is no picture, or says nothing of how it was drawn.
+    """
+    try:
+        texts = Image.open(io.BytesIO(data)).info
+    except UnidentifiedImageError:
+        raise InvalidRequest("the file is no picture; give a PNG that a server has drawn") from None
+    if OWN_KEY in texts:
+        fields: dict[str, Any] = json.loads(texts[OWN_KEY])
+        return {name: value for name, value in fields.items() if name in FIELD_BY_NAME}
+    if A1111_KEY in texts:
+        return parse_infotext(str(texts[A1111_KEY]))
+    raise InvalidRequest("the picture does not say how it was drawn; give a PNG as the server wrote it")
+
+
+def parse_infotext(text: str) -> dict[str, Any]:
+    """Fields from A1111's text; pairs that no field stands for are left out. Its prompts are in A1111's syntax."""
+    *lines, last = text.strip().split("\n")
+    if "Steps:" not in last:
+        lines, last = [*lines, last], ""
+    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
+    pairs = {name.strip(): _unquoted(value) for name, value in _PAIR.findall(last)}
+    fields: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative, "prompt_syntax": "a1111"}
+    for name, field, kind in _NUMBERS:
+        if name in pairs:
+            fields[field] = kind(pairs[name])
+    if match := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
+        fields |= {"width": int(match[1]), "height": int(match[2])}
+    if "Clip skip" in pairs:
+        fields["clip_skip"] = int(pairs["Clip skip"]) - 1
+    return fields | _named(pairs)
+
+
+_NUMBERS: tuple[tuple[str, str, Any], ...] = (
+    ("Steps", "num_inference_steps", int),
+    ("CFG scale", "guidance_scale", float),
+    ("Seed", "seed", int),
+    ("Variation seed", "subseed", int),
+    ("Variation seed strength", "subseed_strength", float),
+    ("ENSD", "noise_seed_delta", int),
+)
+
+
+def _named(pairs: Mapping[str, str]) -> dict[str, Any]:
+    found = find_sampler(pairs.get("Sampler", ""))
+    schedule = find_schedule(pairs.get("Schedule type", "")) or (found[1] if found else None)
+    fields = {"sampler": found[0] if found else None, "schedule": schedule}
+    fields["noise_source"] = {"CPU": "cpu", "NV": "philox"}.get(pairs.get("RNG", ""))
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _unquoted(value: str) -> str:
+    return str(json.loads(value)) if value.startswith('"') else value.strip()

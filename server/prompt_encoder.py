@@ -1,0 +1,118 @@
+"""Texts to embeddings: chunks through the text encoder, weighted, and kept for the next request."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from engines.runner import Runner
+from server.chunks import Chunked, chunk
+from server.conditioning import Array, Text, fragments
+from server.emphasis import Mode, weigh
+from server.tokenizer import PromptTokenizer
+
+EMBEDDINGS_KEPT = 512
+# ComfyUI does not cut fragments of fewer tokens in two.
+COMFY_WHOLE = 8
+# How each syntax applies its weights.
+MODES: dict[str, Mode] = {
+    "none": "ignore",
+    "a1111": "a1111",
+    "a1111_no_norm": "a1111_no_norm",
+    "a1111_ignore": "ignore",
+    "comfy": "comfy",
+    "compel": "compel",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """An encoded text: (tokens, width) float32; its tokens that were used and dropped; its chunks."""
+
+    states: Array
+    used: int
+    dropped: int
+    chunks: int
+
+
+class PromptEncoder:
+    """The text encoder with its tokenizer and what it encoded last. Its methods may be called from several threads.
+
+    Args:
+        runner: of the text encoder.
+        tokenizer: of the checkpoint.
+    """
+
+    def __init__(self, runner: Runner, tokenizer: PromptTokenizer) -> None:
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._kept: OrderedDict[Text, Embedding] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def embed(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
+        """Encode texts, each once; all as long as the longest, filled up with the empty text."""
+        found = self._encoded(texts)
+        longest = max(embedding.chunks for embedding in found.values())
+        short = [text for text, embedding in found.items() if embedding.chunks < longest]
+        if not short:
+            return found
+        empty = self._encoded([_empty(text) for text in short])
+        for text in short:
+            missing = longest - found[text].chunks
+            states = np.concatenate([found[text].states, *missing * [empty[_empty(text)].states]])
+            found[text] = replace(found[text], states=states)
+        return found
+
+    def _encoded(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
+        wanted = list(dict.fromkeys(texts))
+        with self._lock:
+            found = {text: self._kept[text] for text in wanted if text in self._kept}
+            for text in found:
+                self._kept.move_to_end(text)
+        if missing := [text for text in wanted if text not in found]:
+            fresh = self._run(missing)
+            found |= fresh
+            with self._lock:
+                self._kept |= fresh
+                while len(self._kept) > EMBEDDINGS_KEPT:
+                    self._kept.popitem(last=False)
+        return {text: found[text] for text in wanted}
+
+    def _run(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
+        """One call of the text encoder for all chunks of all texts."""
+        chunked = {text: self._chunks(text) for text in texts}
+        ids = [part.ids for found in chunked.values() for part in found.chunks]
+        skips = [text.clip_skip for text, found in chunked.items() for _ in found.chunks]
+        feeds = {"input_ids": np.stack(ids), "clip_skip": np.array(skips, np.int32)}
+        rows = self._runner.infer(feeds)["last_hidden_state"]
+        made, start = {}, 0
+        for text, found in chunked.items():
+            count = len(found.chunks)
+            states = self._weighed(text, rows[start : start + count], np.stack([part.weights for part in found.chunks]))
+            made[text] = Embedding(np.concatenate(states), found.used, found.dropped, count)
+            start += count
+        return made
+
+    def _chunks(self, text: Text) -> Chunked:
+        """Without a syntax there is one chunk, and what does not fit is cut off at the end, as in diffusers."""
+        pieces = fragments(text.text, text.syntax)
+        if text.syntax == "none":
+            return chunk(pieces, self._tokenizer, max_chunks=1, comma_reach=0)
+        if text.syntax == "comfy":
+            return chunk(pieces, self._tokenizer, comma_reach=0, whole=COMFY_WHOLE)
+        return chunk(pieces, self._tokenizer)
+
+    def _weighed(self, text: Text, states: Array, weights: Array) -> Array:
+        """(chunks, length, width), with (chunks, length) weights applied."""
+        if (weights == 1).all():
+            return states
+        empty = self._encoded([_empty(text)])[_empty(text)].states
+        return weigh(states, weights, MODES[text.syntax], empty)
+
+
+def _empty(text: Text) -> Text:
+    return text._replace(text="")

@@ -1,0 +1,107 @@
+"""What a request must fulfil beyond each field's own bounds: what fits together, and what the checkpoint can do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from server.errors import InvalidRequest
+from server.sampler_names import SAMPLER_BY_NAME, SAMPLERS
+
+if TYPE_CHECKING:
+    from server.request import Limits, Request
+
+MAX_SEED = 2**63 - 1
+
+
+def check(request: Request, limits: Limits) -> None:
+    """Check a request whose fields are each in their bounds.
+
+    Raises:
+        InvalidRequest: names the field, what came, what is allowed and what to do.
+    """
+    _check_amounts(request, limits)
+    _check_seeds(request)
+    _check_sampler(request)
+    _check_levels(request, limits)
+    if request.guidance_start >= request.guidance_end:
+        raise InvalidRequest(
+            f"guidance_start is {request.guidance_start} and guidance_end {request.guidance_end}; the start must be "
+            "less than the end: for no guidance at all, send guidance_scale 1"
+        )
+
+
+def _check_amounts(request: Request, limits: Limits) -> None:
+    if request.num_inference_steps > limits.max_steps:
+        raise InvalidRequest(
+            f"num_inference_steps is {request.num_inference_steps}; this checkpoint's schedule allows 1 to "
+            f"{limits.max_steps}: send fewer"
+        )
+    if request.sampler in ("lcm", "tcd") and not request.timesteps and request.num_inference_steps > limits.distilled:
+        raise InvalidRequest(
+            f"num_inference_steps is {request.num_inference_steps}; {request.sampler} takes 1 to {limits.distilled}, "
+            "the steps that this checkpoint was distilled on: send fewer"
+        )
+    if request.num_images > limits.max_images:
+        raise InvalidRequest(
+            f"num_images is {request.num_images}; this server draws at most {limits.max_images} per request: "
+            "send more requests, they share batches all the same"
+        )
+    if request.clip_skip >= limits.layers:
+        raise InvalidRequest(
+            f"clip_skip is {request.clip_skip}; this checkpoint's text encoder has {limits.layers} layers: "
+            f"send 0 to {limits.layers - 1}"
+        )
+
+
+def _check_seeds(request: Request) -> None:
+    for name, seed in (("seed", request.seed), ("subseed", request.subseed)):
+        if seed + request.num_images - 1 > MAX_SEED:
+            raise InvalidRequest(
+                f"{name} is {seed}; {name} + num_images - 1 must not exceed {MAX_SEED}: send a smaller {name}"
+            )
+
+
+def _check_sampler(request: Request) -> None:
+    sampler = SAMPLER_BY_NAME[request.sampler]
+    for option, value in (("eta", request.eta), ("solver_order", request.solver_order)):
+        if value is not None and option not in sampler.options:
+            heeding = ", ".join(other.name for other in SAMPLERS if option in other.options)
+            raise InvalidRequest(
+                f"{option} is {value}, but {sampler.name} has none; leave it out, or send one of {heeding}"
+            )
+    if request.solver_order is not None and request.solver_order > sampler.max_order:
+        raise InvalidRequest(
+            f"solver_order is {request.solver_order}; {sampler.name} takes 1 to {sampler.max_order}: send one of these"
+        )
+    if not sampler.schedules and (request.schedule not in (None, "normal") or request.sigmas):
+        came = f"schedule is {request.schedule}" if request.schedule else "sigmas are listed"
+        raise InvalidRequest(
+            f"{came}, but {sampler.name} walks on trained timesteps only; send another sampler, or leave it out"
+        )
+
+
+def _check_levels(request: Request, limits: Limits) -> None:
+    if request.sigmas and request.timesteps:
+        raise InvalidRequest("both sigmas and timesteps are listed; send one of them")
+    if (request.sigmas or request.timesteps) and request.schedule is not None:
+        raise InvalidRequest(
+            f"schedule is {request.schedule}, but levels are listed as well; leave the schedule or the list out"
+        )
+    if request.sigmas and request.sigmas[-1] <= 0:
+        raise InvalidRequest("the last of sigmas is 0; the final level is added by itself: leave it out")
+    if request.timesteps and request.timesteps[0] > limits.timesteps - 1:
+        raise InvalidRequest(
+            f"timesteps begin at {request.timesteps[0]}; this checkpoint was trained on 0 to {limits.timesteps - 1}"
+        )
+
+
+def fitting_size(height: object, width: object, limits: Limits) -> tuple[int, int]:
+    """The first of the server's resolutions that has this height and width; None stands for any."""
+    fitting = [(h, w) for h, w in limits.resolutions if height in (None, h) and width in (None, w)]
+    if not fitting:
+        sizes = ", ".join(f"{h}x{w}" for h, w in limits.resolutions)
+        raise InvalidRequest(
+            f"height x width is {height or 'default'}x{width or 'default'}; this server draws {sizes}: "
+            "send one of these, or export the checkpoint with a further --resolution"
+        )
+    return fitting[0]

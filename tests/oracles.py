@@ -1,0 +1,144 @@
+"""diffusers' schedulers as oracles of our tables, in double precision wherever they allow it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import numpy.typing as npt
+
+from server.table import Table
+from tests.fakes import STABLE_DIFFUSION, TableRun
+
+LATENT = (1, 4, 4, 4)
+TOLERANCE = 1e-5
+# What diffusers keeps in float32 although it enters every step.
+LEVELS = ("sigmas", "alphas_cumprod", "alphas", "one", "final_alpha_cumprod", "sigmas_interpol", "sigmas_up")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+FOUR_KINDS = ("normal", "karras", "exponential", "beta")
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A class of diffusers with the settings that make it one of our samplers.
+
+    Attributes:
+        kinds: sigma schedules that the class has.
+        predictions: prediction types that the class accepts.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    kinds: tuple[str, ...] = FOUR_KINDS
+    predictions: tuple[str, ...] = PREDICTION_TYPES
+
+
+ORACLES = {
+    "euler": Oracle("EulerDiscreteScheduler"),
+    "euler_ancestral": Oracle("EulerAncestralDiscreteScheduler", {}, ("normal",), PREDICTION_TYPES[:2]),
+    "heun": Oracle("HeunDiscreteScheduler"),
+    "dpm2": Oracle("KDPM2DiscreteScheduler", {}, FOUR_KINDS, PREDICTION_TYPES[:2]),
+    "dpm2_ancestral": Oracle("KDPM2AncestralDiscreteScheduler", {}, FOUR_KINDS, PREDICTION_TYPES[:2]),
+    "lms": Oracle("LMSDiscreteScheduler"),
+    "dpmpp_2m": Oracle("DPMSolverMultistepScheduler"),
+    "dpmpp_3m": Oracle("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    "dpmpp_2m_sde": Oracle("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_2m_sde_heun": Oracle(
+        "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_type": "heun"}
+    ),
+    "dpmpp_3m_sde": Oracle("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    "dpmpp_singlestep": Oracle("DPMSolverSinglestepScheduler"),
+    "deis": Oracle("DEISMultistepScheduler"),
+    "unipc": Oracle("UniPCMultistepScheduler"),
+    "unipc_bh1": Oracle("UniPCMultistepScheduler", {"solver_type": "bh1"}),
+    "sa": Oracle("SASolverScheduler"),
+    "ddim": Oracle("DDIMScheduler", {"clip_sample": False}, ("normal",)),
+    "ddpm": Oracle("DDPMScheduler", {"clip_sample": False}, ("normal",)),
+    "pndm": Oracle("PNDMScheduler", {"skip_prk_steps": True}, ("normal",), PREDICTION_TYPES[:2]),
+    "lcm": Oracle("LCMScheduler", {}, ("normal",)),
+    "tcd": Oracle("TCDScheduler", {}, ("normal",)),
+}
+
+
+def scheduler(sampler: str, steps: int | None, kind: str = "normal", *, levels: Any = None, **config: Any) -> Any:
+    """The class that a sampler is checked against, ready for its first step.
+
+    `levels` are further arguments of its `set_timesteps`; keys of `config` that its constructor lacks are left out.
+    """
+    import diffusers
+    import torch
+
+    torch.set_num_threads(1)
+    oracle = ORACLES[sampler]
+    make = getattr(diffusers, oracle.name)
+    wanted = {**STABLE_DIFFUSION, **config, **oracle.settings}
+    accepted = inspect.signature(make.__init__).parameters
+    made = make(**{key: value for key, value in wanted.items() if key in accepted} | special(kind))
+    made.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **(levels or {}))
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(0)
+    return made
+
+
+def special(kind: str) -> dict[str, bool]:
+    """The setting of diffusers that turns a sigma schedule on."""
+    return {} if kind == "normal" else {f"use_{kind}_sigmas": True}
+
+
+def sharpened(made: Any) -> Any:
+    """The same scheduler with its levels in double precision."""
+    for name in LEVELS:
+        if hasattr(made, name):
+            setattr(made, name, getattr(made, name).double())
+    return made
+
+
+def assert_same_plan(table: Table, made: Any) -> None:
+    """The calls, their timesteps and the scale of the first latent."""
+    theirs = np.array([float(timestep) for timestep in made.timesteps])
+    ours = table.lines[:, 0].astype(np.float64)
+    assert table.calls == len(theirs)
+    whole = theirs == np.round(theirs)
+    np.testing.assert_array_equal(ours[whole], theirs[whole])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-3)
+    assert abs(table.initial_scale / float(made.init_noise_sigma) - 1) <= 1e-6
+
+
+def assert_same_steps(table: Table, made: Any, *, seed: int = 0, **options: Any) -> None:
+    """Every input of the network and every next latent, on random outputs of the network.
+
+    Their noise and ours come from two generators in the same state: what is drawn when must agree too. Noise is drawn
+    in single precision, as a pipeline of diffusers draws it.
+    """
+    import torch
+
+    assert_same_plan(table, made)
+    sharpened(made)
+    outputs, shared, own = (torch.Generator().manual_seed(number) for number in (seed, 7, 7))
+    theirs = torch.randn(LATENT, generator=outputs).double() * float(made.init_noise_sigma)
+    run = TableRun(table, theirs.numpy())
+    if "generator" in inspect.signature(made.step).parameters:
+        options["generator"] = shared
+
+    def randn(shape: Any, *, generator: Any, dtype: Any, **_: Any) -> Any:
+        return torch.randn(shape, generator=generator).to(dtype)
+
+    home = sys.modules[type(made).__module__]
+    with patch.object(home, "randn_tensor", randn, create=True):
+        for call, timestep in enumerate(made.timesteps):
+            assert apart(run.input, made.scale_model_input(theirs, timestep).numpy()) <= TOLERANCE, call
+            output = torch.randn(LATENT, generator=outputs).double()
+            theirs = made.step(output, timestep, theirs, return_dict=False, **options)[0].double()
+            run.advance(output.numpy(), torch.randn(LATENT, generator=own).numpy() if table.draws[call] else None)
+            assert apart(run.x, theirs.numpy()) <= TOLERANCE, call
+    assert torch.equal(shared.get_state(), own.get_state())
+
+
+def apart(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> float:
+    """The largest difference, relative to the largest value; infinite where either is not finite."""
+    difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    return difference if np.isfinite(difference) else np.inf
