@@ -12,7 +12,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[client,export,triton,openvino,dev]'
+		--editable '.[client,export,triton,openvino,bench,dev]'
 	touch $@
 
 export: setup
@@ -37,6 +37,8 @@ check: setup
 
 bench: export
 	$(RUN) -m bench quality --model $(EXPORT) --json out/quality.json
+	$(RUN) -m bench samplers --model $(EXPORT) --json out/samplers.json
+	$(RUN) -m bench host --json out/host.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

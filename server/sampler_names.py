@@ -87,6 +87,7 @@ SAMPLERS: tuple[Sampler, ...] = (
             "predictor-corrector, orders 1 to 3, B(h) = h"),
     Sampler("sa", "SASolverScheduler", ("SA Solver", "sa_solver"), (), True, "n",
             "predictor-corrector, second order, stochastic"),
+    Sampler("dpm_fast", "", ("DPM fast",), ("eta",), False, "n", "orders 1 to 3, blocks even in log sigma"),
     Sampler("restart", "", ("Restart",), (), True, "varies", "Heun's steps, the last levels twice or thrice"),
     Sampler("ddim", "DDIMScheduler", ("DDIM",), ("eta",), True, "n", "first order"),
     Sampler("ddpm", "DDPMScheduler", ("DDPM",), (), False, "n", "first order, fresh noise"),

@@ -73,6 +73,7 @@ METHODS: dict[str, Method] = {
     "lms": _exploding(exploding.lms, solver_order=4),
     "dpmpp_2s_ancestral": _exploding(exploding.dpmpp_2s_ancestral, eta=1.0),
     "dpmpp_sde": _exploding(exploding.dpmpp_sde, eta=1.0),
+    "dpm_fast": _exploding(exploding.dpm_fast, SINGLESTEP, eta=0.0),
     "restart": _exploding(exploding.restart),
     "dpmpp_2m": _exponential(exponential.dpmpp),
     "dpmpp_3m": _exponential(partial(exponential.dpmpp, order=3)),
@@ -124,5 +125,7 @@ def _initial_scale(method: Method, steps: list[Step], choice: Choice, trained: T
     if method.rule is None or not method.exploding:
         return 1.0
     sigma = max(step.level.ratio for step in steps)
-    spacing = choice.spacing or trained.spacing or method.rule.spacing
+    spacing = method.rule.spacing
+    if not method.rule.fixed_spacing:
+        spacing = choice.spacing or trained.spacing or spacing
     return sigma if spacing in ("linspace", "trailing") else math.hypot(sigma, 1)
