@@ -15,6 +15,7 @@ from engines.component import Component, PipelineSpec
 from engines.runner import Runner, open_runner
 from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
+from server.errors import InvalidRequest
 from server.image import Pixels, to_pixels
 from server.levels import Choice
 from server.noise import Noise, TorchGenerator
@@ -30,6 +31,8 @@ from server.variation import VariationNoise
 
 TABLES_KEPT = 256
 MAX_STEPS = 500
+# Texts of one request: each costs a run of the text encoder.
+MAX_TEXTS = 64
 SEEDS = 2**64
 COMPONENTS = ("text_encoder", "unet", "vae_decoder")
 GENERATORS: dict[str, Callable[[int], Noise]] = {"cpu": TorchGenerator, "philox": PhiloxGenerator}
@@ -124,10 +127,20 @@ class Pipeline:
         return self._table(request.sampler, request_choice(request), self.trained, request.eta, request.solver_order)
 
     def works(self, request: Request) -> tuple[list[Work], dict[Text, Embedding]]:
-        """What each image of a request computes with, and how its texts were encoded."""
+        """What each image of a request computes with, and how its texts were encoded.
+
+        Raises:
+            InvalidRequest: its prompts change too often.
+        """
         table = self.table(request)
         said = wordings(request, table.calls)
-        embeddings = self._prompts.embed([text for wording in dict.fromkeys(said) for text in wording.texts])
+        texts = dict.fromkeys(text for wording in dict.fromkeys(said) for text in wording.texts)
+        if len(texts) > MAX_TEXTS:
+            raise InvalidRequest(
+                f"the prompts change into {len(texts)} different texts on the way; send at most {MAX_TEXTS}: "
+                "use fewer [a|b] and [a:b:0.4]"
+            )
+        embeddings = self._prompts.embed(list(texts))
         found = conditions(said, {text: embedding.states for text, embedding in embeddings.items()})
         reserved = max(condition.rows for condition in found)
         noises = [request_noise(request, index) for index in range(request.num_images)]

@@ -44,6 +44,11 @@ def weight_of(text: str) -> float | None:
     return weight if -MAX_WEIGHT <= weight <= MAX_WEIGHT else None
 
 
+def limited(weight: float) -> float:
+    """The nearest weight within `MAX_WEIGHT`."""
+    return min(max(weight, -MAX_WEIGHT), MAX_WEIGHT)
+
+
 def parse_emphasis(text: str) -> list[Fragment]:
     r"""Fragments as A1111's `parse_prompt_attention` gives them.
 
@@ -136,7 +141,7 @@ class _Emphasis:
 def _fragment(text: str, weight: float) -> Fragment:
     if (text, weight) == ("BREAK", -1.0):
         return BREAK
-    return Fragment(text, min(max(weight, -MAX_WEIGHT), MAX_WEIGHT))
+    return Fragment(text, limited(weight))
 
 
 def parse_composition(text: str) -> list[tuple[str, float]]:

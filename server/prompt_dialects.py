@@ -6,9 +6,11 @@ import re
 from bisect import bisect_left
 from collections.abc import Iterator
 
-from server.prompt import MAX_DEPTH, MAX_WEIGHT, ROUND, Fragment, weight_of
+from server.prompt import MAX_DEPTH, ROUND, Fragment, limited, weight_of
 
 COMPEL_MINUS = 0.9
+# Python raises OverflowError from 1.1 ** 7500 or so.
+COMPEL_SIGNS = 1000
 
 _BRACKET = re.compile(r"\\[()]|[()]")
 _COMPEL_PIECE = re.compile(r"\(|\)(?:\++|-+|\d+(?:\.\d+)?|\.\d+)?|(?:\\\S|[^\s()])+")
@@ -79,7 +81,7 @@ class _Comfy:
     def _fragment(self, start: int, end: int, weight: float) -> Iterator[Fragment]:
         text = self._text[start:end].replace(r"\)", ")").replace(r"\(", "(")
         if text:
-            yield Fragment(text, min(max(weight, -MAX_WEIGHT), MAX_WEIGHT))
+            yield Fragment(text, limited(weight))
 
 
 def parse_emphasis_compel(text: str) -> list[Fragment]:
@@ -115,7 +117,7 @@ def _compel_words(text: str) -> Iterator[tuple[str, float]]:
         if index not in factors:
             word += match.group()
         elif match.group() == "(":
-            weights.append(weights[-1] * factors[index])
+            weights.append(limited(weights[-1] * factors[index]))
         else:
             weights.pop()
     if word:
@@ -137,7 +139,7 @@ def _compel_factors(pieces: list[str]) -> dict[int, float]:
 
 def _compel_factor(suffix: str) -> float:
     if suffix[:1] in ("+", "-"):
-        return (ROUND if suffix[0] == "+" else COMPEL_MINUS) ** len(suffix)
+        return (ROUND if suffix[0] == "+" else COMPEL_MINUS) ** min(len(suffix), COMPEL_SIGNS)
     weight = weight_of(suffix)
     return 1.0 if weight is None else weight
 
@@ -152,6 +154,6 @@ def _compel_weight(word: str, weight: float) -> Iterator[tuple[str, float]]:
     if not body or not signs:
         yield word, weight
         return
-    yield body, weight * _compel_factor(signs)
+    yield body, limited(weight * _compel_factor(signs))
     if rest:
         yield rest, weight

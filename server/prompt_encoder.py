@@ -16,6 +16,8 @@ from server.emphasis import Mode, weigh
 from server.tokenizer import PromptTokenizer
 
 EMBEDDINGS_KEPT = 512
+# Of one call of the text encoder.
+ROWS = 32
 # ComfyUI does not cut fragments of fewer tokens in two.
 COMFY_WHOLE = 8
 # How each syntax applies its weights.
@@ -83,12 +85,16 @@ class PromptEncoder:
         return {text: found[text] for text in wanted}
 
     def _run(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
-        """One call of the text encoder for all chunks of all texts."""
+        """All chunks of all texts through the text encoder, so many at a time."""
         chunked = {text: self._chunks(text) for text in texts}
         ids = [part.ids for found in chunked.values() for part in found.chunks]
         skips = [text.clip_skip for text, found in chunked.items() for _ in found.chunks]
-        feeds = {"input_ids": np.stack(ids), "clip_skip": np.array(skips, np.int32)}
-        rows = self._runner.infer(feeds)["last_hidden_state"]
+        parts = []
+        for first in range(0, len(ids), ROWS):
+            some = slice(first, first + ROWS)
+            feeds = {"input_ids": np.stack(ids[some]), "clip_skip": np.array(skips[some], np.int32)}
+            parts.append(self._runner.infer(feeds)["last_hidden_state"])
+        rows = np.concatenate(parts)
         made, start = {}, 0
         for text, found in chunked.items():
             count = len(found.chunks)

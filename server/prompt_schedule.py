@@ -8,7 +8,7 @@ from itertools import groupby, zip_longest
 from typing import TypeAlias, Union, cast
 
 _PIECE = re.compile(r"[\[\]():|]|(?:[^\\\[\]():|]+|\\.)+|\\")
-_WHEN = re.compile(r"\s*([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
+_WHEN = re.compile(r"\s*([+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)\s*")
 
 Node: TypeAlias = Union[str, "Nodes", "_Switch", "_Alternation"]
 Nodes: TypeAlias = list[Node]

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from server.request import Limits, Request
 
 MAX_SEED = 2**63 - 1
+# A prompt that alternates is read anew for every step.
+MAX_SCHEDULED = 2_000_000
 
 
 def check(request: Request, limits: Limits) -> None:
@@ -23,6 +25,7 @@ def check(request: Request, limits: Limits) -> None:
     _check_seeds(request)
     _check_sampler(request)
     _check_levels(request, limits)
+    _check_prompts(request)
     if request.guidance_start >= request.guidance_end:
         raise InvalidRequest(
             f"guidance_start is {request.guidance_start} and guidance_end {request.guidance_end}; the start must be "
@@ -92,6 +95,15 @@ def _check_levels(request: Request, limits: Limits) -> None:
     if request.timesteps and request.timesteps[0] > limits.timesteps - 1:
         raise InvalidRequest(
             f"timesteps begin at {request.timesteps[0]}; this checkpoint was trained on 0 to {limits.timesteps - 1}"
+        )
+
+
+def _check_prompts(request: Request) -> None:
+    longest = max(len(request.prompt), len(request.negative_prompt))
+    if request.prompt_syntax.startswith("a1111") and longest * request.num_inference_steps > MAX_SCHEDULED:
+        raise InvalidRequest(
+            f"the longest prompt has {longest} characters and num_inference_steps is {request.num_inference_steps}; "
+            f"in A1111's syntax their product must not exceed {MAX_SCHEDULED}: send a shorter prompt or fewer steps"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from server.conditioning import Text
 from server.config import ServerConfig
 from server.decoder import Decoder
-from server.errors import Overloaded, ServerError
+from server.errors import InvalidRequest, Overloaded, ServerError
 from server.job import Job
 from server.loop import DenoiseLoop
 from server.pipeline import Pipeline
@@ -106,6 +106,8 @@ class Service:
             reply, arrival = item
             try:
                 self.loop.submit(self._jobs(reply, arrival))
+            except InvalidRequest as error:
+                reply.fail(error)
             except Exception as error:  # whatever a runner raises; this client must be answered
                 logger.exception("admission failed")
                 reply.fail(ServerError(f"encoding the prompt failed: {error}"))
@@ -114,6 +116,11 @@ class Service:
         """One job per image, with the request's embeddings and table."""
         request = reply.request
         works, embeddings = self._pipeline.works(request)
+        if works[0].reserved > self._config.max_rows:
+            raise InvalidRequest(
+                f"prompt has parts for {works[0].reserved} rows of a UNet call; this server's calls have "
+                f"{self._config.max_rows}: join fewer parts with AND"
+            )
         reply.details = self._details(embeddings)
         deadline = arrival + request.timeout_ms / 1000 if request.timeout_ms else None
         return [Job(request, i, work, reply, arrival, deadline) for i, work in enumerate(works)]

@@ -23,6 +23,7 @@ import tritonclient.grpc as grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from server.__main__ import main
 from server.client import Client
 from server.config import Placement, ServerConfig
 from server.errors import InvalidRequest, ServerError
@@ -289,6 +290,40 @@ def test_generate_stream_sends_progress_over_http(server: TritonServer) -> None:
 
 
 @pytest.mark.parametrize("placement", ["in_process", "triton"])
+def test_samplers_and_schedules_can_be_read_over_http(server: TritonServer) -> None:
+    with urllib.request.urlopen(f"{server.http_url}/v2/models/{FACE}/config", timeout=60) as answer:
+        parameters = json.loads(answer.read())["parameters"]
+    samplers = {sampler["name"]: sampler for sampler in json.loads(parameters["samplers"]["string_value"])}
+    assert samplers["euler_ancestral"]["aliases"] == ["Euler a"]
+    assert samplers["lms"]["options"] == ["solver_order"]
+    assert "karras" in json.loads(parameters["schedules"]["string_value"])
+
+
+def test_listed_levels_composed_and_long_prompts_are_drawn(client: Client) -> None:
+    listed = client.generate(**{**QUICK, "sigmas": [10.0, 3.0, 1.0, 0.2]})
+    assert listed.metadata["request"]["num_inference_steps"] == 4
+    prompt = f"(a red circle:1.2) on a blue background AND a star :0.3, {'very ' * 100}small"
+    long = client.generate(**{**QUICK, "prompt": prompt, "prompt_syntax": "a1111", "sampler": "DPM++ 2M Karras"})
+    assert (long.metadata["request"]["sampler"], long.metadata["request"]["schedule"]) == ("dpmpp_2m", "karras")
+    chunks = [text["chunks"] for text in long.metadata["tokens"]]
+    assert sorted(chunks) == [1, 1, 2]
+    assert long.metadata["timing"]["unet_rows"] == 3 * 4
+    assert all(text["dropped"] == 0 for text in long.metadata["tokens"])
+
+
+def test_a_prompt_with_more_parts_than_a_call_has_rows_is_answered(client: Client) -> None:
+    with pytest.raises(InvalidRequest, match=r"parts for 21 rows .* calls have 16: join fewer parts"):
+        client.generate(**{**QUICK, "prompt": " AND ".join("abcdefghijklmnopqrst"), "prompt_syntax": "a1111"})
+
+
+def test_generate_repeats_a_picture(server: TritonServer, tmp_path: Path) -> None:
+    first, again = tmp_path / "first.png", tmp_path / "again.png"
+    options = ["--prompt", PROMPT, "--num-inference-steps", "4", "--sampler", "Euler a", "--subseed-strength", "0.4"]
+    assert main(["generate", "--url", server.grpc_url, "--out", str(first), *options]) == 0
+    assert main(["generate", "--url", server.grpc_url, "--out", str(again), "--from", str(first)]) == 0
+    assert first.read_bytes() == again.read_bytes()
+
+
 def test_server_stops_cleanly_and_answers_open_requests(
     embedded_export: Path, tmp_path: Path, placement: Placement
 ) -> None:
