@@ -30,12 +30,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def _quieten() -> None:
-    """Keep the libraries' own advice away; what the export says is enough."""
-    for name in ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "transformers", "diffusers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Exit code 0 when the export is complete and every component matches torch."""
     options = parser().parse_args(arguments)
@@ -45,7 +39,6 @@ def main(arguments: list[str] | None = None) -> int:
     from export.errors import ExportError
     from export.export import export_checkpoint
 
-    _quieten()
     try:
         checkpoint = Checkpoint.open(options.checkpoint)
         native = checkpoint.native_resolution

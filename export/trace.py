@@ -17,6 +17,9 @@ from export.wrappers import load_component
 
 logger = logging.getLogger(__name__)
 
+# Libraries whose advice to their own developers would bury what the export says.
+TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "transformers", "diffusers")
+
 
 def trace_component(
     checkpoint: Checkpoint, folder: Path, name: str, resolutions: list[tuple[int, int]], precision: Precision
@@ -30,6 +33,8 @@ def trace_component(
         CheckpointError: it cannot be loaded.
         ParityError: its output differs from torch's.
     """
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
     started = time.monotonic()
     inputs, outputs = text_to_image_components(checkpoint.widths)[name]
     file = f"{name}.onnx"
