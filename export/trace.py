@@ -33,8 +33,8 @@ def trace_component(
         CheckpointError: it cannot be loaded.
         ParityError: its output differs from torch's.
     """
-    for name in TALKATIVE:
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for library in TALKATIVE:
+        logging.getLogger(library).setLevel(logging.ERROR)
     started = time.monotonic()
     inputs, outputs = text_to_image_components(checkpoint.widths)[name]
     file = f"{name}.onnx"
