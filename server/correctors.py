@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
 from server.exponential import log_step
 from server.levels import Step
 from server.schedule import TrainedSchedule
@@ -68,8 +66,17 @@ def _unipc_weights(points: list[float], h: float, scale: float) -> list[float]:
         right.append(phi * factorial / scale)
         factorial *= k + 1
         phi = phi / -h - 1 / factorial
-    weights: list[float] = np.linalg.solve(np.vander(points, increasing=True).T, right).tolist()
-    return weights
+    return _solved([[point**k for point in points] for k in range(len(points))], right)
+
+
+def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
+    """Gaussian elimination of a system of two or three equations, where numpy's call costs more than its answer."""
+    rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
+    for k, pivot in enumerate(rows):
+        pivot[:] = [value / pivot[k] for value in pivot]
+        for row in rows[:k] + rows[k + 1 :]:
+            row[:] = [value - row[k] * other for value, other in zip(row, pivot, strict=True)]
+    return [row[-1] for row in rows]
 
 
 def sa(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:

@@ -85,6 +85,7 @@ class BucketState:
         self._next = np.zeros_like(self._x)
         self._x_prev = np.zeros_like(self._x)
         self._h = np.zeros((capacity, HISTORY, *shape), np.float32)
+        self._m = np.zeros_like(self._x)
         self._term = np.zeros(shape, np.float32)
         self._batch_sizes = tuple(batch_sizes)
         self._context: Array | None = None
@@ -170,15 +171,15 @@ class BucketState:
 
     def advance(self, call: Call, output: Array, noise: Sequence[Array | None]) -> None:
         """Move every job's latent along its line of the table."""
-        m = guide(call, output)
         n = len(call.jobs)
+        m = guide(call, output, self._m[:n])
         x = self._x[call.slots]
         following = self._next[:n]
         np.multiply(x, _spread(call.fused[:, 0]), out=following)
         for i, job in enumerate(call.jobs):
-            self._remember(job, call.lines[i], following[i], x[i], m[i])
-        np.multiply(m, _spread(call.fused[:, 1]), out=m)
-        following += m
+            if not job.work.table.plain[job.step_index]:
+                self._remember(job, call.lines[i], following[i], x[i], m[i])
+        following += np.multiply(m, _spread(call.fused[:, 1]), out=self._m[:n])
         for i, fresh in enumerate(noise):
             if fresh is not None:
                 following[i] += fresh * call.lines[i, N]
@@ -207,29 +208,31 @@ def _is(one: object, other: object) -> bool:
     return one is other
 
 
-def guide(call: Call, output: Array) -> Array:
+def guide(call: Call, output: Array, out: Array) -> Array:
     """Classifier-free guidance, Ho and Salimans (2022): negative + sum of scale * (positive - negative).
 
     With several positives this is composition, Liu et al. (2022). Rescaled guidance is Lin et al. (2023), 3.4: the
     result takes on some of the first positive's deviation, over channels, height and width.
 
     Args:
-        output: (rows, c, h, w) in the order of a call's rows; padding may follow. It is overwritten.
+        output: (rows, c, h, w) in the order of a call's rows; padding may follow.
+        out: (jobs, c, h, w) to write to.
 
     Returns:
-        (jobs, c, h, w), sharing memory with `output`.
+        (jobs, c, h, w): `out`, or where nothing is guided a part of `output`.
     """
-    if not output.flags.writeable:
-        output = output.copy()
     n, g = len(call.jobs), len(call.guided)
-    m, negative, further = output[:n], output[n : n + g], output[n + g : call.rows]
-    deviations = {i: float(m[i].std(ddof=1)) for i in call.guided if call.jobs[i].request.guidance_rescale > 0}
+    positive, negative, further = output[:n], output[n : n + g], output[n + g : call.rows]
+    if not call.guided:
+        return positive
     scales = np.array([call.jobs[i].condition.scales[0] for i in call.guided], np.float32)
+    m = out
     if call.all_guided:
-        m -= negative
+        np.subtract(positive, negative, out=m)
         m *= _spread(scales)
         m += negative
     else:
+        m[:] = positive
         for k, i in enumerate(call.guided):
             m[i] -= negative[k]
             m[i] *= scales[k]
@@ -238,7 +241,8 @@ def guide(call: Call, output: Array) -> Array:
     for k, i in enumerate(call.further):
         seen[i] = seen.get(i, 0) + 1
         m[i] += (further[k] - negative[call.guided.index(i)]) * np.float32(call.jobs[i].condition.scales[seen[i]])
-    for i, deviation in deviations.items():
-        share = call.jobs[i].request.guidance_rescale
-        m[i] *= np.float32(share * deviation / float(m[i].std(ddof=1)) + 1 - share)
+    for i in call.guided:
+        if share := call.jobs[i].request.guidance_rescale:
+            ratio = float(positive[i].std(ddof=1)) / float(m[i].std(ddof=1))
+            m[i] *= np.float32(share * ratio + 1 - share)
     return m

@@ -187,6 +187,7 @@ class Table:
         fused: (calls, 2) float32: x' = fused_0 * x + fused_1 * m, before older terms and noise.
         keeps_x: whether a later line needs the latent of each call.
         keeps_h: whether a later line needs the output of each call.
+        plain: whether each call neither keeps anything nor needs anything older.
     """
 
     lines: npt.NDArray[np.float32]
@@ -195,21 +196,24 @@ class Table:
     fused: npt.NDArray[np.float32]
     keeps_x: tuple[bool, ...]
     keeps_h: tuple[bool, ...]
+    plain: tuple[bool, ...]
 
     @classmethod
     def of(cls, lines: npt.NDArray[np.float64], initial_scale: float, drawn: Collection[int]) -> Table:
         """A table of these lines; `drawn` has the calls that a draw follows."""
         calls = range(len(lines))
         fused = np.stack([lines[:, A] + lines[:, B] * lines[:, U], lines[:, B] * lines[:, V]], axis=1)
+        older = lines[:, [A1, B + 1, B + 2, B + 3]] != 0
+        keeps_x = [bool(older[call + 1 : call + 2, 0].any()) for call in calls]
+        keeps_h = [any(older[call + age :][:1, age].any() for age in range(1, HISTORY)) for call in calls]
         return cls(
-            _frozen(lines),
-            initial_scale,
-            tuple(call in drawn for call in calls),
-            _frozen(fused),
-            tuple(bool(lines[call + 1 : call + 2, A1].any()) for call in calls),
-            tuple(
-                any(lines[call + age : call + age + 1, B + age].any() for age in range(1, HISTORY)) for call in calls
-            ),
+            lines=_frozen(lines),
+            initial_scale=initial_scale,
+            draws=tuple(call in drawn for call in calls),
+            fused=_frozen(fused),
+            keeps_x=tuple(keeps_x),
+            keeps_h=tuple(keeps_h),
+            plain=tuple(not (keeps_x[call] or keeps_h[call] or older[call].any()) for call in calls),
         )
 
     @property

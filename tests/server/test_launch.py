@@ -15,6 +15,7 @@ from server.__main__ import main
 from server.config import ServerConfig
 from server.errors import ScheduleError, StartupError
 from server.launch import check_deployment, find_installation, free_ports
+from server.sampler_names import SAMPLERS
 
 
 @pytest.fixture
@@ -90,6 +91,9 @@ def test_free_ports_differ() -> None:
 
 def test_samplers_lists_canonical_names_first(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["samplers"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["euler", "euler_ancestral", "ddim", "dpmpp_2m"]
-    assert "DPMSolverMultistepScheduler" in lines[3]
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert list(lines) == [sampler.name for sampler in SAMPLERS]
+    assert all(part in lines["dpmpp_2m"] for part in ("DPM++ 2M", "DPMSolverMultistepScheduler", "schedule"))
+    assert all(part in lines["lms"] for part in ("LMS", "LMSDiscreteScheduler", "solver_order", "schedule"))
+    assert all(part in lines["heun"] for part in ("Heun", "2n - 1"))
+    assert "schedule" not in lines["pndm"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tritonclient.grpc import model_config_pb2
 from server.config import ServerConfig
 from server.repository import COMPONENT_MODELS, FACE, MODELS, STREAM, deployed_models, request_config, write_repository
 from server.request import FIELDS
+from server.sampler_names import SAMPLERS, SCHEDULES
 
 
 def parsed(text: str) -> Any:
@@ -31,8 +33,21 @@ def test_every_field_is_an_optional_input(name: str, decoupled: bool) -> None:
     types = {field.name: f"TYPE_{field.datatype}" for field in FIELDS}
     assert {i.name: model_config_pb2.DataType.Name(i.data_type) for i in config.input} == types
     assert all(i.optional and list(i.dims) == [-1] for i in config.input)
+    assert {o.name for o in config.output} >= {"images", "metadata"}
     assert config.model_transaction_policy.decoupled is decoupled
     assert ("progress" in {o.name for o in config.output}) is decoupled
+
+
+@pytest.mark.parametrize("name", [STREAM, FACE])
+def test_clients_can_read_the_samplers_and_schedules(name: str) -> None:
+    config = parsed((MODELS / name / "config.pbtxt").read_text(encoding="utf-8"))
+    samplers = {sampler["name"]: sampler for sampler in json.loads(config.parameters["samplers"].string_value)}
+    assert list(samplers) == [sampler.name for sampler in SAMPLERS]
+    assert samplers["euler_ancestral"]["aliases"] == ["Euler a"]
+    assert samplers["euler_ancestral"]["options"] == ["eta"]
+    assert samplers["dpmpp_2m"]["diffusers"] == "DPMSolverMultistepScheduler"
+    assert (samplers["pndm"]["schedules"], samplers["pndm"]["calls"]) == (False, "n + 1")
+    assert json.loads(config.parameters["schedules"].string_value) == list(SCHEDULES)
 
 
 @pytest.mark.parametrize("name", [STREAM, FACE, *COMPONENT_MODELS])

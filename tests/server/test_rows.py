@@ -218,7 +218,7 @@ def guided_by(output: Array, *jobs: Job) -> Array:
     state = BucketState(8, (1, 1, 1))
     for job in jobs:
         state.join(job)
-    return guide(state.call(batch_of(*jobs)), output)
+    return guide(state.call(batch_of(*jobs)), output, np.empty((len(jobs), 1, 1, 1), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_rescaled_guidance_takes_on_the_positives_deviation(share: float) -> Non
     state = BucketState(4, SHAPE)
     for job in (rescaled := composed([7.0], True, share)), (plain := composed([7.0], True)):
         state.join(job)
-    found = guide(state.call(batch_of(rescaled, plain)), output)
+    found = guide(state.call(batch_of(rescaled, plain)), output, np.empty((2, *SHAPE), np.float32))
     guided = [expected[2 + i] + 7 * (expected[i] - expected[2 + i]) for i in range(2)]
     ratio = expected[0].std(ddof=1) / guided[0].std(ddof=1)
     np.testing.assert_allclose(found[0], share * guided[0] * ratio + (1 - share) * guided[0], rtol=1e-4, atol=1e-5)

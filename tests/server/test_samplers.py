@@ -1,4 +1,4 @@
-"""server.samplers against the schedulers of diffusers, step by step, and against exact solutions."""
+"""server.samplers on data whose best network and exact paths are known."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,81 +7,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from server.request import SAMPLER_ALIASES, SAMPLERS, SCHEDULES
+from server.levels import Choice
 from server.samplers import METHODS, sampler_table
-from server.table import HISTORY, A, B, N
-from tests.fakes import STABLE_DIFFUSION, TableRun, trained
+from server.table import C_IN, TIMESTEP, Table
+from tests.fakes import TableRun, trained
 
 Latent = npt.NDArray[np.float64]
 
-STEPS = (1, 2, 3, 14, 15, 20)
-# None: the configuration is silent, and each class of diffusers has a default of its own.
-SPACED = [("leading", 0), ("leading", 1), ("trailing", 0), ("linspace", 0), (None, 1)]
-CLASSES = {sampler: name for name, sampler in SAMPLER_ALIASES.items()}
-DETERMINISTIC = ("euler", "ddim", "dpmpp_2m")
+SD = trained(steps_offset=1, set_alpha_to_one=True)
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-# What diffusers has: its ancestral scheduler cannot predict the clean latent, two of its classes have no Karras levels.
-CASES = [
-    *(("euler", kind, predicted) for kind in SCHEDULES for predicted in PREDICTION_TYPES),
-    *(("euler_ancestral", "normal", predicted) for predicted in ("epsilon", "v_prediction")),
-    *(("ddim", "normal", predicted) for predicted in PREDICTION_TYPES),
-    *(("dpmpp_2m", kind, predicted) for kind in SCHEDULES for predicted in PREDICTION_TYPES),
-]
-LATENT = (1, 4, 4, 4)
-
-
-def oracle(sampler: str, kind: str, steps: int, **config: Any) -> Any:
-    """The scheduler of diffusers, ready to make its first step."""
-    import diffusers
-    import torch
-
-    torch.set_num_threads(1)
-    special: dict[str, Any] = {"use_karras_sigmas": True} if kind == "karras" else {}
-    if sampler == "ddim":
-        special["clip_sample"] = False
-    scheduler = getattr(diffusers, CLASSES[sampler])(**{**STABLE_DIFFUSION, **config, **special})
-    scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-    return scheduler
-
-
-def apart(ours: Latent, theirs: Any) -> float:
-    """The largest difference, relative to the largest value."""
-    expected = theirs.numpy().astype(np.float64)
-    return float(np.abs(ours - expected).max() / np.abs(expected).max())
-
-
-@pytest.mark.parametrize("steps", STEPS)
-@pytest.mark.parametrize(("spacing", "offset"), SPACED)
-@pytest.mark.parametrize(("sampler", "kind", "prediction_type"), CASES)
-def test_every_step_equals_diffusers(
-    sampler: str, kind: str, prediction_type: str, spacing: str | None, offset: int, steps: int
-) -> None:
-    import torch
-
-    config: dict[str, Any] = {"steps_offset": offset, "prediction_type": prediction_type}
-    if spacing is not None:
-        config["timestep_spacing"] = spacing
-    if sampler == "ddim" and offset == 1:
-        config["set_alpha_to_one"] = False
-    scheduler = oracle(sampler, kind, steps, **config)
-    table = sampler_table(sampler, kind, steps, trained(**config))
-    outputs = torch.Generator().manual_seed(steps)
-    theirs = torch.randn(LATENT, generator=outputs) * scheduler.init_noise_sigma
-    run = TableRun(table, theirs.numpy().astype(np.float64))
-    shared, own = (torch.Generator().manual_seed(7) for _ in range(2))
-    extra = {"generator": shared} if sampler == "euler_ancestral" else {}
-
-    assert table.initial_scale == pytest.approx(float(scheduler.init_noise_sigma), rel=1e-6)
-    assert table.calls == len(scheduler.timesteps) == steps
-    for call, timestep in enumerate(scheduler.timesteps):
-        assert run.timestep == pytest.approx(float(timestep), abs=1e-4)
-        assert apart(run.input, scheduler.scale_model_input(theirs, timestep)) <= 1e-5, call
-        output = torch.randn(LATENT, generator=outputs)
-        theirs = scheduler.step(output, timestep, theirs, return_dict=False, **extra)[0]
-        run.advance(output.numpy(), torch.randn(LATENT, generator=own).numpy())
-        assert apart(run.x, theirs) <= 1e-5, call
+# Those that step to the network's last clean latent, by their own rule for where they end.
+ENDING_CLEAN = sorted(set(METHODS) - {"deis", "sa", "dpm_fast", "lms", "pndm", "lcm", "tcd"})
+SPREAD = np.linspace(-2, 2, 9)
 
 
 @dataclass(frozen=True)
@@ -91,117 +28,193 @@ class Normal:
     mean: float = 0.4
     deviation: float = 0.6
 
-    def output(self, seen: Latent, timestep: float, prediction_type: str) -> Latent:
+    def clean(self, x: Latent, sigma: float) -> Latent:
+        """The mean of what x = clean + sigma * noise may have been."""
+        seen: Latent = (self.deviation**2 * x + sigma**2 * self.mean) / (self.deviation**2 + sigma**2)
+        return seen
+
+    def output(self, seen: Latent, timestep: float, prediction_type: str = "epsilon") -> Latent:
         """Of the best network, from nothing but its inputs."""
-        sigma = float(trained().sigma_at(np.array([timestep]))[0])
+        sigma = sigma_at(timestep)
         alpha = 1 / np.sqrt(1 + sigma**2)
-        x = seen / alpha
-        clean = (self.deviation**2 * x + sigma**2 * self.mean) / (self.deviation**2 + sigma**2)
-        noise = (x - clean) / sigma
-        predicted: Latent = {
-            "epsilon": noise,
-            "v_prediction": alpha * noise - alpha * sigma * clean,
-            "sample": clean,
-        }[prediction_type]
+        clean = self.clean(seen / alpha, sigma)
+        noise = (seen / alpha - clean) / sigma
+        v = alpha * noise - alpha * sigma * clean
+        predicted: Latent = {"epsilon": noise, "v_prediction": v, "sample": clean}[prediction_type]
         return predicted
 
-    def end(self, x: Latent, sigma: float) -> Latent:
-        """Where the path through x = clean + sigma * noise ends when no noise is left."""
-        ended: Latent = self.mean + (x - self.mean) * self.deviation / np.hypot(self.deviation, sigma)
-        return ended
+    def path(self, x: Latent, sigma: float, target: float) -> Latent:
+        """Where the path through x = clean + sigma * noise is at another level."""
+        reached: Latent = self.mean + (x - self.mean) * np.hypot(self.deviation, target) / np.hypot(
+            self.deviation, sigma
+        )
+        return reached
 
 
-def walk(sampler: str, kind: str, steps: int, x: Latent, prediction_type: str = "epsilon", **config: Any) -> TableRun:
-    """A run along the whole table with the best network; x is of unit variance."""
-    schedule = trained(prediction_type=prediction_type, set_alpha_to_one=True, **config)
-    table = sampler_table(sampler, kind, steps, schedule)
-    run = TableRun(table, x * table.initial_scale)
-    noise = np.random.default_rng(3)
-    while run.calls < table.calls:
-        output = Normal().output(run.input, run.timestep, prediction_type)
-        run.advance(output, noise.standard_normal(x.shape))
+DATA = Normal()
+
+
+def sigma_at(timestep: float) -> float:
+    """Between whole timesteps, where k-diffusion looks them up: linear in log sigma."""
+    return float(np.exp(np.interp(timestep, np.arange(SD.length), np.log(SD.sigmas))))
+
+
+def walk(table: Table, start: Latent, calls: int | None = None, prediction_type: str = "epsilon") -> TableRun:
+    """A run with the best network; `start` is of unit variance."""
+    run = TableRun(table, start * table.initial_scale)
+    noise = np.random.default_rng(1)
+    while run.calls < (table.calls if calls is None else calls):
+        drawn = noise.standard_normal(start.shape) if table.draws[run.calls] else None
+        run.advance(DATA.output(run.input, run.timestep, prediction_type), drawn)
     return run
 
 
-def error(sampler: str, kind: str, steps: int, **config: Any) -> float:
-    """The largest distance from the exact end of the path, over starts within two deviations."""
-    x = np.linspace(-2, 2, 9)
-    run = walk(sampler, kind, steps, x, **config)
-    schedule = trained(**config)
-    levels = METHODS[sampler].schedule(schedule, steps, kind)
-    scale = METHODS[sampler].initial_scale(schedule, levels)
-    # In the frame without signal decay; a method of unit variance starts at alpha * (clean + sigma * noise).
-    sigma = float(levels.sigmas[0])
-    start = x * scale * (np.sqrt(1 + sigma**2) if scale == 1 else 1)
-    return float(np.abs(run.x - Normal().end(start, sigma)).max())
+def error(table: Table, calls: int, last: float | None = None) -> float:
+    """The largest distance from the exact path after some calls, over starts within two deviations.
+
+    `last` is the level reached where no call follows.
+    """
+    run = walk(table, SPREAD, calls)
+    timesteps, scale = table.lines[:, TIMESTEP], table.lines[:, C_IN]
+    sigmas = [sigma_at(float(timesteps[0])), last or sigma_at(float(timesteps[min(calls, table.calls - 1)]))]
+    # Inputs of the network that are not scaled are of unit variance: alpha * (clean + sigma * noise).
+    sizes = [np.hypot(1, sigma) if scale[-1] == 1 else 1.0 for sigma in sigmas]
+    expected = DATA.path(SPREAD * table.initial_scale * sizes[0], sigmas[0], sigmas[1])
+    return float(np.abs(run.x * sizes[1] - expected).max())
 
 
-# Measured, and some way up; one step or one timestep too early or too late gives several times as much.
-FURTHEST = {
-    ("euler", "normal"): (0.07, 0.019),
-    ("euler", "karras"): (0.07, 0.019),
-    ("ddim", "normal"): (0.07, 0.019),
-    ("ddim", "karras"): (0.07, 0.019),
-    ("dpmpp_2m", "normal"): (0.03, 0.009),
-    ("dpmpp_2m", "karras"): (0.0012, 0.0018),
-}
+# The papers' orders. A multistep method begins with lower ones, so that at most one more than its first step's counts
+# in the end; UniPC's corrector adds one.
+ORDERS = [
+    ("euler", 1, {}),
+    ("euler_ancestral", 1, {"eta": 0.0}),
+    ("ddim", 1, {}),
+    ("heun", 2, {}),
+    ("dpm2", 2, {}),
+    ("dpm2_ancestral", 2, {"eta": 0.0}),
+    ("dpmpp_2s_ancestral", 2, {"eta": 0.0}),
+    ("dpmpp_sde", 2, {"eta": 0.0}),
+    ("lms", 1, {"solver_order": 1}),
+    ("lms", 2, {"solver_order": 2}),
+    ("lms", 3, {}),
+    ("dpmpp_2m", 2, {}),
+    ("dpmpp_3m", 2, {}),
+    ("dpmpp_singlestep", 1, {"solver_order": 1}),
+    ("dpmpp_singlestep", 2, {}),
+    ("dpmpp_singlestep", 2, {"solver_order": 3}),
+    ("deis", 1, {"solver_order": 1}),
+    ("deis", 2, {}),
+    ("deis", 2, {"solver_order": 3}),
+    ("unipc", 2, {"solver_order": 1}),
+    ("unipc", 3, {}),
+    ("unipc", 3, {"solver_order": 3}),
+    ("unipc_bh1", 2, {"solver_order": 1}),
+    ("unipc_bh1", 3, {}),
+    ("unipc_bh1", 3, {"solver_order": 3}),
+]
 
 
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize(("sampler", "kind"), FURTHEST)
-def test_the_exact_path_is_followed_the_closer_the_more_steps(sampler: str, kind: str, spacing: str) -> None:
-    config = {"timestep_spacing": spacing, "steps_offset": 1}
-    for steps, furthest in zip((50, 200), FURTHEST[sampler, kind], strict=True):
-        assert error(sampler, kind, steps, **config) <= furthest, steps
+def assert_order(errors: list[float], times: float, order: int) -> None:
+    """With `times` as many steps each time, errors fall by that to the power of the order, and are small in the end."""
+    orders = np.log(np.array(errors[:-1]) / errors[1:]) / np.log(times)
+    assert orders[1:].mean() >= order - 0.2, (errors, orders)
+    assert errors[-1] <= (0.02 if order == 1 else 0.002)
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_end_is_the_same_whatever_the_network_predicts(sampler: str, kind: str) -> None:
-    start = np.linspace(-2, 2, 9)
-    ends = [walk(sampler, kind, 15, start, predicted, steps_offset=1).x for predicted in PREDICTION_TYPES]
-    # DPM-Solver rounds Karras timesteps: the network is told of a level slightly off its input's.
-    rounded = (sampler, kind) == ("dpmpp_2m", "karras")
-    np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=0, atol=1e-3 if rounded else 2e-5)
+@pytest.mark.parametrize(("sampler", "order", "options"), ORDERS)
+def test_errors_fall_with_the_order_of_the_method(sampler: str, order: int, options: dict[str, Any]) -> None:
+    """Over levels even in log sigma, up to the last level that is not 0."""
+    errors = []
+    for steps in (10, 20, 40, 80):
+        sigmas = tuple(np.geomspace(14.5, 0.1, steps + 1).tolist())
+        table = sampler_table(sampler, Choice(kind="normal", steps=steps + 1, sigmas=sigmas), SD, **options)
+        errors.append(error(table, table.calls - 1))
+    assert_order(errors, 2, order)
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-def test_ancestral_samples_are_distributed_as_the_data(kind: str) -> None:
+@pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("pndm", 2)])
+def test_errors_fall_with_the_order_on_trained_timesteps(sampler: str, order: int) -> None:
+    """Down to timestep 201, which all these numbers of steps meet."""
+    errors = []
+    for steps in (25, 50, 100, 200):
+        table = sampler_table(sampler, Choice(kind="normal", steps=steps, spacing="leading"), SD)
+        errors.append(error(table, table.lines[:, TIMESTEP].tolist().index(201)))
+    assert_order(errors, 2, order)
+
+
+def test_errors_of_dpm_fast_fall_with_the_third_power_of_its_blocks() -> None:
+    """4, 7, 14 and 28 blocks, the last of two calls; they end at the lowest trained level."""
+    errors = []
+    for steps in (11, 20, 41, 83):
+        table = sampler_table("dpm_fast", Choice(kind="normal", steps=steps), SD)
+        errors.append(error(table, steps, float(SD.sigmas[0])))
+    assert_order(errors, 2, 3)
+
+
+@pytest.mark.parametrize("sampler", ENDING_CLEAN)
+@pytest.mark.parametrize("steps", [1, 10, 24])
+def test_the_end_is_the_networks_last_clean_latent(sampler: str, steps: int) -> None:
+    table = sampler_table(sampler, Choice(kind="normal", steps=steps, spacing="leading"), SD)
+    run = walk(table, SPREAD, table.calls - 1)
+    sigma = sigma_at(run.timestep)
+    last = DATA.clean(run.input * np.hypot(1, sigma), sigma)
+    np.testing.assert_allclose(walk(table, SPREAD).x, last, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", sorted(set(METHODS) - {"pndm"}))
+def test_the_end_is_the_same_whatever_the_network_predicts(sampler: str) -> None:
+    """PNDM averages raw outputs, as diffusers does: there it does matter what they are."""
+    ends = []
+    for predicted in PREDICTION_TYPES:
+        schedule = trained(prediction_type=predicted, set_alpha_to_one=True, steps_offset=1)
+        table = sampler_table(sampler, Choice(kind="normal", steps=20, spacing="leading"), schedule)
+        ends.append(walk(table, SPREAD, prediction_type=predicted).x)
+    np.testing.assert_allclose(ends[1:], [ends[0]] * 2, rtol=0, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "eta"),
+    [
+        ("euler_ancestral", 500, None),
+        ("euler_ancestral", 200, 0.5),
+        ("ddpm", 500, None),
+        ("ddim", 500, 1.0),
+        ("ddim", 200, 0.5),
+        ("dpm2_ancestral", 100, None),
+        ("dpmpp_2s_ancestral", 100, None),
+        ("dpmpp_sde", 100, None),
+        ("dpmpp_sde", 100, 0.5),
+        ("dpmpp_2m_sde", 100, None),
+        ("dpmpp_2m_sde_heun", 100, None),
+        ("dpmpp_3m_sde", 100, None),
+        ("sa", 100, None),
+        ("dpm_fast", 100, 1.0),
+        ("restart", 60, None),
+    ],
+)
+def test_samples_are_distributed_as_the_data(sampler: str, steps: int, eta: float | None) -> None:
     start = np.random.default_rng(0).standard_normal(20_000)
-    drawn = walk("euler_ancestral", kind, 500, start, timestep_spacing="linspace").x
-    assert drawn.mean() == pytest.approx(Normal().mean, abs=0.02)
-    assert drawn.std() == pytest.approx(Normal().deviation, abs=0.015)
-    assert abs(np.corrcoef(start, drawn)[0, 1]) < 0.05
+    table = sampler_table(sampler, Choice(kind="normal", steps=steps, spacing="leading"), SD, eta)
+    drawn = walk(table, start).x
+    # The mean of 20,000 deviates by 0.004, their deviation by 0.003; the rest is for the steps' own errors.
+    assert drawn.mean() == pytest.approx(DATA.mean, abs=0.02)
+    assert drawn.std() == pytest.approx(DATA.deviation, abs=0.02)
+    assert np.mean(((drawn - drawn.mean()) / drawn.std()) ** 3) == pytest.approx(0, abs=0.06)
+    if eta in (None, 1.0) and sampler not in ("sa", "restart"):
+        # Fresh noise all the way: what is left of the start is what is left of it in the first latent.
+        assert abs(np.corrcoef(start, drawn)[0, 1]) < 0.1
 
 
-@pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_fresh_noise_is_asked_for_by_ancestral_steps_alone_and_not_by_the_last(sampler: str, kind: str) -> None:
-    asked = sampler_table(sampler, kind, 12, trained()).lines[:, N] > 0
-    assert asked.tolist() == [sampler == "euler_ancestral"] * 11 + [False]
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_the_last_latent_is_the_last_clean_one(sampler: str) -> None:
-    table = sampler_table(sampler, "normal", 8, trained(set_alpha_to_one=True))
-    assert table.lines[-1, A:B] == pytest.approx([0, 0], abs=1e-12)
-    assert table.lines[-1, B : B + HISTORY] == pytest.approx([1, 0, 0, 0])
-
-
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-@pytest.mark.parametrize("kind", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_number_of_steps_gives_a_finite_table_with_a_line_per_step(sampler: str, kind: str, spacing: str) -> None:
-    schedule = trained(timestep_spacing=spacing, steps_offset=1, prediction_type="v_prediction")
-    for steps in (*range(1, 31), 500):
-        table = sampler_table(sampler, kind, steps, schedule)
-        assert table.calls == steps
-        assert np.isfinite(table.lines).all()
-        assert np.isfinite(table.initial_scale)
-
-
-def test_what_requests_may_ask_for_is_what_there_is() -> None:
-    assert set(METHODS) == set(SAMPLERS) == set(SAMPLER_ALIASES.values())
-    import diffusers
-
-    assert all(hasattr(diffusers, name) for name in SAMPLER_ALIASES)
+@pytest.mark.parametrize("sampler", METHODS)
+def test_single_precision_is_enough(sampler: str) -> None:
+    """Latents are kept in it; methods that read older latents back must not blow its rounding up."""
+    table = sampler_table(sampler, Choice(kind="normal", steps=50, spacing="leading"), SD)
+    start = np.random.default_rng(4).standard_normal(200)
+    exact = walk(table, start).x
+    run = TableRun(table, start * table.initial_scale)
+    noise = np.random.default_rng(1)
+    while run.calls < table.calls:
+        drawn = noise.standard_normal(start.shape) if table.draws[run.calls] else None
+        run.advance(DATA.output(run.input, run.timestep), drawn)
+        run.x = run.x.astype(np.float32).astype(np.float64)
+    assert np.abs(run.x - exact).max() <= 1e-4

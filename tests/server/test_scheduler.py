@@ -1,13 +1,16 @@
 """server.scheduler on jobs that compute nothing: order, row cap, turns, and that no job is lost."""
 
 import math
+from dataclasses import replace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server import scheduler as module
+from server.conditioning import Condition
 from server.job import Batch, Job, JobStatus
 from server.scheduler import PATIENCE_SECONDS, PRIORITY_SECONDS, Scheduler, due
 from tests.fakes import FakeReply, idle_table, make_job
@@ -181,16 +184,26 @@ def test_waiting_and_unfinished_are_counted() -> None:
     assert (scheduler.waiting, scheduler.has_unfinished) == (0, False)
 
 
+def of_tokens(one: Job, tokens: int) -> Job:
+    """The same job with prompts of so many tokens."""
+    condition = one.condition
+    states = np.zeros((tokens, 3), np.float32)
+    longer = Condition((states,), None if condition.negative is None else states, condition.scales)
+    work = replace(one.work, conditions=(longer,) * one.calls)
+    return Job(one.request, one.index, work, one.reply, one.arrival, one.deadline)
+
+
 def test_buckets_take_turns_and_never_share_a_call() -> None:
     jobs = [job(4, **SMALL), job(4, **LARGE), job(2, **SMALL), job(2, height=192, width=128)]
+    jobs.append(of_tokens(job(3, **SMALL), 154))
     scheduler = scheduler_with(*jobs, max_rows=4)
     buckets = []
     while (batch := scheduler.schedule()) is not None:
         assert {one.bucket for one in batch.jobs} == {batch.bucket}
         buckets.append(batch.bucket)
         scheduler.update(batch)
-    small, large, other = (128, 128), (192, 192), (192, 128)
-    assert buckets == [small, large, other] * 2 + [small, large] * 2
+    small, large, other, longer = (128, 128, 2), (192, 192, 2), (192, 128, 2), (128, 128, 154)
+    assert buckets == [small, large, other, longer] * 2 + [small, large, longer] + [small, large]
 
 
 def test_a_bucket_that_was_idle_does_not_make_up_for_it() -> None:
@@ -199,7 +212,31 @@ def test_a_bucket_that_was_idle_does_not_make_up_for_it() -> None:
         turn(scheduler)
     scheduler.add(job(5, **LARGE))
     buckets = [turn(scheduler)[0][0].bucket for _ in range(6)]
-    assert buckets == [(192, 192), (128, 128)] * 3
+    assert buckets == [(192, 192, 2), (128, 128, 2)] * 3
+
+
+def guided_once(calls: int) -> Job:
+    """Guided in its second call only."""
+    one = job(calls)
+    alone = Condition(one.condition.positives, None, (1.0,))
+    conditions = tuple(one.condition if call == 1 else alone for call in range(calls))
+    return Job(one.request, 0, replace(one.work, conditions=conditions), one.reply, 0.0)
+
+
+def test_rows_are_kept_for_the_call_that_takes_most() -> None:
+    """Jobs that are unguided now may be guided later; none may then be left without its rows."""
+    sometimes = [guided_once(3), guided_once(3)]
+    scheduler = scheduler_with(*sometimes, lone_row(1), max_rows=4)
+    batch = scheduler.schedule()
+    assert batch is not None
+    assert (list(batch.jobs), batch.size) == (sometimes, 2)
+    sizes = []
+    while scheduler.has_unfinished:
+        batch = scheduler.schedule()
+        assert batch is not None
+        sizes.append(batch.size)
+        scheduler.update(batch)
+    assert sizes == [2, 4, 2, 1]
 
 
 CAUSES: dict[str, dict[str, Any]] = {"cancelled": {}, "answered": {}, "deadline": {"deadline": 5.0}}

@@ -1,9 +1,8 @@
 """server.table: arithmetic on symbols, and what a traced sampler leaves behind."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from server.table import (
@@ -29,6 +28,7 @@ from tests.fakes import TableRun
 X = Linear({("x", 0): 1.0})
 H = Linear({("h", 0): 1.0})
 UNIT = Level(1.0, 1.0)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 def test_symbols_add_scale_and_divide_like_numbers() -> None:
@@ -54,41 +54,55 @@ def test_two_symbols_cannot_be_multiplied() -> None:
 def test_a_preserving_level_has_unit_variance_and_the_asked_ratio(ratio: float) -> None:
     level = Level.preserving(ratio)
     assert level.alpha**2 + level.sigma**2 == pytest.approx(1)
-    assert level.sigma / level.alpha == pytest.approx(ratio)
+    assert level.ratio == level.sigma / level.alpha == pytest.approx(ratio)
 
 
-def one_call(level: Level, prediction_type: str) -> npt.NDArray[np.float32]:
-    def sampler(trace: Trace, x: Linear) -> Linear:
-        _, clean = trace.clean(x, level, 321.5)
-        return clean
+@pytest.mark.parametrize(("abar", "alpha", "sigma"), [(1.0, 1.0, 0.0), (0.64, 0.8, 0.6), (0.0, 0.0, 1.0)])
+def test_a_level_may_be_given_by_its_share_of_signal(abar: float, alpha: float, sigma: float) -> None:
+    assert (Level.at(abar).alpha, Level.at(abar).sigma) == pytest.approx((alpha, sigma))
 
-    line: npt.NDArray[np.float32] = compile_table(sampler, prediction_type, 1.0).lines[0]
-    return line
+
+def predicted(level: Level, clean: float, noise: float, prediction_type: str) -> float:
+    """What the perfect network says of alpha * clean + sigma * noise; Salimans and Ho (2022) for v."""
+    size = np.hypot(level.alpha, level.sigma)
+    v = (level.alpha * noise - level.sigma * clean) / size
+    return float({"epsilon": noise, "v_prediction": v, "sample": clean}[prediction_type])
 
 
 @pytest.mark.parametrize("level", [Level(1.0, 5.0), Level.preserving(5.0), Level(1.0, 0.1), Level.preserving(0.1)])
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_the_kept_output_is_the_clean_latent_whatever_the_network_predicts(level: Level, prediction_type: str) -> None:
-    line = one_call(level, prediction_type).astype(np.float64)
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("kept", ["clean", "epsilon", "raw"])
+def test_what_is_kept_is_right_whatever_the_network_predicts(kept: str, prediction_type: str, level: Level) -> None:
+    def sampler(trace: Trace, x: Linear) -> Linear:
+        return cast(Linear, getattr(trace, kept)(x, level, 321.5)[1])
+
+    line = compile_table(sampler, prediction_type, 1.0).lines[0].astype(np.float64)
     clean, noise = 0.7, -1.3
-    x = level.alpha * clean + level.sigma * noise
-    size = np.hypot(level.alpha, level.sigma)
-    predicted = {
-        "epsilon": noise,
-        "v_prediction": (level.alpha * noise - level.sigma * clean) / size,
-        "sample": clean,
-    }[prediction_type]
-    assert line[U] * x + line[V] * predicted == pytest.approx(clean, abs=1e-5)
-    assert line[C_IN] == pytest.approx(1 / size)
+    output = predicted(level, clean, noise, prediction_type)
+    h = line[U] * (level.alpha * clean + level.sigma * noise) + line[V] * output
+    assert h == pytest.approx({"clean": clean, "epsilon": noise, "raw": output}[kept], abs=1e-5)
+    assert line[C_IN] == pytest.approx(1 / np.hypot(level.alpha, level.sigma))
     assert line[TIMESTEP] == 321.5
 
 
-def test_an_unknown_prediction_type_is_refused() -> None:
-    with pytest.raises(KeyError, match="flow"):
-        one_call(UNIT, "flow")
+@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+def test_raw_outputs_tell_the_clean_latent_later(prediction_type: str) -> None:
+    """Also an average of them, as PNDM takes it."""
+
+    def sampler(trace: Trace, x: Linear) -> Linear:
+        x, first = trace.raw(x, level, 1.0)
+        x, second = trace.raw(x, level, 2.0)
+        return trace.to_clean(x, (first + second) / 2, level)
+
+    level, clean, noise = Level.preserving(2.0), 0.7, -1.3
+    run = TableRun(compile_table(sampler, prediction_type, 1.0), np.array([level.alpha * clean + level.sigma * noise]))
+    output = predicted(level, clean, noise, prediction_type)
+    run.advance(np.array([output - 0.25]))
+    run.advance(np.array([output + 0.25]))
+    assert run.x == pytest.approx([clean], abs=1e-5)
 
 
-def remembering(trace: Trace, x: Linear) -> Linear:
+def remembering(trace: Any, x: Any) -> Any:
     """Uses all that a job keeps: this latent and the last, four outputs, fresh noise."""
     latents, kept = [x], []
     for call in range(6):
@@ -104,31 +118,6 @@ def remembering(trace: Trace, x: Linear) -> Linear:
     return latents[-1]
 
 
-class Numbers:
-    """Stands in for a trace: the same sampler runs on arrays. The network is tanh; noise is a running count."""
-
-    def __init__(self) -> None:
-        self.draws = 0
-
-    def clean(self, x: Any, level: Level, timestep: float) -> tuple[Any, Any]:
-        size = np.hypot(level.alpha, level.sigma)
-        return x, (x - level.sigma * np.tanh(x / size)) / level.alpha
-
-    def noise(self) -> Any:
-        self.draws += 1
-        return float(self.draws)
-
-
-def test_a_table_does_what_the_sampler_does_on_numbers() -> None:
-    start = np.linspace(-3, 3, 7)
-    on_numbers: Any = remembering
-    expected = on_numbers(Numbers(), start)
-    run = TableRun(compile_table(remembering, "epsilon", 1.0), start)
-    for call in range(6):
-        run.advance(np.tanh(run.input), np.full(7, 1.0 + call))
-    np.testing.assert_allclose(run.x, expected, rtol=1e-6)
-
-
 def test_every_use_of_memory_has_its_own_column() -> None:
     lines = compile_table(remembering, "sample", 1.0).lines
     assert lines[:, TIMESTEP].tolist() == [0, 10, 20, 30, 40, 50]
@@ -136,25 +125,6 @@ def test_every_use_of_memory_has_its_own_column() -> None:
     assert lines[-1, B : B + HISTORY] == pytest.approx([0.3, 0.15, 0.1, 0.075])
     assert lines[0, [A1, B + 1, B + 2, B + 3]].tolist() == [0, 0, 0, 0]
     assert lines[1, [B + 2, B + 3]].tolist() == [0, 0]
-
-
-def reaching_back(kind: str, calls_ago: int) -> Any:
-    def sampler(trace: Trace, x: Linear) -> Linear:
-        past = []
-        for call in range(7):
-            x, clean = trace.clean(x, UNIT, float(call))
-            past.append({"x": x, "h": clean, "noise": trace.noise()}[kind])
-        return x + past[-1 - calls_ago]
-
-    return sampler
-
-
-@pytest.mark.parametrize(("kind", "oldest"), [("x", 1), ("h", HISTORY - 1), ("noise", 0)])
-def test_memory_ends_where_a_jobs_does(kind: str, oldest: int) -> None:
-    for calls_ago in range(oldest + 1):
-        assert compile_table(reaching_back(kind, calls_ago), "epsilon", 1.0).calls == 7
-    with pytest.raises(TraceError, match=f"line 6 needs {kind} of {oldest + 1} calls ago"):
-        compile_table(reaching_back(kind, oldest + 1), "epsilon", 1.0)
 
 
 def test_a_term_that_cancels_out_needs_no_memory() -> None:
@@ -183,17 +153,48 @@ def test_noise_before_the_first_call_does_not_fit() -> None:
         compile_table(sampler, "epsilon", 1.0)
 
 
+def test_a_draw_is_made_after_a_call_even_where_nothing_is_left_of_it() -> None:
+    def sampler(trace: Trace, x: Linear) -> Linear:
+        for call in range(4):
+            x, _ = trace.clean(x, UNIT, float(call))
+            if call in (1, 3):
+                x = x + trace.noise() * (0.5 if call == 1 else 0.0)
+        return x
+
+    table = compile_table(sampler, "epsilon", 1.0)
+    assert table.draws == (False, True, False, True)
+    assert table.lines[:, N].tolist() == [0, 0.5, 0, 0]
+
+
+def test_a_table_knows_what_later_lines_need() -> None:
+    lines = np.zeros((5, len(COLUMNS)))
+    lines[2, A1] = lines[3, B + 2] = lines[4, B + 3] = 1
+    table = Table.of(lines, 1.0, {0, 4})
+    assert table.keeps_x == (False, True, False, False, False)
+    assert table.keeps_h == (False, True, False, False, False)
+    assert table.plain == (True, False, False, False, False)
+    assert table.draws == (True, False, False, False, True)
+
+
+def test_fused_columns_are_the_step_without_memory() -> None:
+    table = compile_table(remembering, "v_prediction", 1.0)
+    x, output = 0.3, -1.7
+    for line, fused in zip(table.lines.astype(np.float64), table.fused.astype(np.float64), strict=True):
+        plain = line[A] * x + line[B] * (line[U] * x + line[V] * output)
+        assert fused @ [x, output] == pytest.approx(plain, rel=1e-5)
+
+
 def test_a_table_is_small_single_precision_and_cannot_be_changed() -> None:
     scale: Any = np.float64(14.6)
     table = compile_table(remembering, "epsilon", scale)
-    assert table.lines.dtype == np.float32
+    assert table.lines.dtype == table.fused.dtype == np.float32
     assert table.lines.shape == (table.calls, len(COLUMNS)) == (6, 11)
     assert type(table.initial_scale) is float
-    with pytest.raises(ValueError, match="read-only"):
-        table.lines[0, 0] = 1
+    for values in (table.lines, table.fused):
+        with pytest.raises(ValueError, match="read-only"):
+            values[0, 0] = 1
     with pytest.raises(AttributeError):
         table.initial_scale = 2.0  # type: ignore[misc]
-    assert isinstance(table, Table)
 
 
 def test_columns_are_named_in_order() -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from engines.errors import ArtefactError
+from server.chunks import Chunked, chunk
+from server.prompt import Fragment
 from server.tokenizer import PromptTokenizer
 
 LENGTH = 77
@@ -81,35 +83,77 @@ def tokenizer(folder: Path) -> PromptTokenizer:
     return PromptTokenizer(folder, LENGTH)
 
 
+def padded(oracle: Any, prompt: str, length: int = LENGTH) -> list[int]:
+    """What diffusers gives its text encoder."""
+    ids: list[int] = oracle(prompt, padding="max_length", max_length=length, truncation=True).input_ids
+    return ids
+
+
+def plain(tokenizer: PromptTokenizer, prompt: str) -> Chunked:
+    """The one chunk of a prompt without a syntax."""
+    return chunk([Fragment(prompt, 1.0)], tokenizer, max_chunks=1, comma_reach=0)
+
+
+def ids_of(tokenizer: PromptTokenizer, prompt: str) -> list[int]:
+    (only,) = plain(tokenizer, prompt).chunks
+    ids: list[int] = only.ids.tolist()
+    return ids
+
+
 @pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
-def test_ids_equal_transformers(tokenizer: PromptTokenizer, oracle: Any, prompt: str) -> None:
-    expected = oracle(prompt, padding="max_length", max_length=LENGTH, truncation=True).input_ids
-    tokens = tokenizer.encode(prompt)
-    assert tokens.ids.tolist() == expected
-    assert tokens.ids.dtype == np.int32
+def test_words_equal_transformers(tokenizer: PromptTokenizer, oracle: Any, prompt: str) -> None:
+    assert tokenizer.words(prompt) == oracle(prompt, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_one_chunk_of_a_plain_prompt_equals_transformers(tokenizer: PromptTokenizer, oracle: Any, prompt: str) -> None:
+    found = plain(tokenizer, prompt)
+    assert ids_of(tokenizer, prompt) == padded(oracle, prompt)
+    assert [part.ids.dtype for part in found.chunks] == [np.int32]
+    assert all((part.weights == 1).all() for part in found.chunks)
     words = len(oracle(prompt, add_special_tokens=False).input_ids)
-    assert (tokens.used, tokens.dropped) == (min(words, LENGTH - 2), max(words - (LENGTH - 2), 0))
+    assert (found.used, found.dropped) == (min(words, LENGTH - 2), max(words - (LENGTH - 2), 0))
+
+
+def test_special_tokens_and_the_comma_are_those_of_transformers(tokenizer: PromptTokenizer, oracle: Any) -> None:
+    assert [tokenizer.start, tokenizer.end] == oracle.convert_tokens_to_ids([START, END])
+    assert tokenizer.pad == oracle.pad_token_id
+    assert [tokenizer.comma] == oracle(",", add_special_tokens=False).input_ids
+    assert tokenizer.comma in tokenizer.words("red, blue")
+    assert tokenizer.length == LENGTH
+
+
+def test_a_vocabulary_without_a_comma_has_none(folder: Path, tmp_path: Path) -> None:
+    """One that spells a comma in two tokens has nothing to cut after."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    made = Tokenizer(models.BPE({START: 0, END: 1, **{c: i + 2 for i, c in enumerate(",abc")}, "x": 6}, []))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    for name, normal in (("one", ","), ("two", "ab")):
+        changed = Path(shutil.copytree(folder, tmp_path / name))
+        made.normalizer = normalizers.Replace(",", normal)
+        made.save(str(changed / "tokenizer.json"))
+    assert PromptTokenizer(tmp_path / "one", LENGTH).comma == 2
+    assert PromptTokenizer(tmp_path / "two", LENGTH).comma is None
 
 
 @pytest.mark.parametrize(("words", "used", "dropped"), [(0, 0, 0), (1, 1, 0), (75, 75, 0), (76, 75, 1), (500, 75, 425)])
 def test_what_does_not_fit_is_dropped_from_the_end_and_counted(
     tokenizer: PromptTokenizer, oracle: Any, words: int, used: int, dropped: int
 ) -> None:
-    tokens = tokenizer.encode("red " * words)
-    assert (tokens.used, tokens.dropped) == (used, dropped)
+    found = plain(tokenizer, "red " * words)
+    assert (found.used, found.dropped) == (used, dropped)
     start, end = oracle.convert_tokens_to_ids([START, END])
     (word,) = oracle("red", add_special_tokens=False).input_ids
-    assert tokens.ids.tolist() == [start, *[word] * used, *[end] * (LENGTH - 1 - used)]
+    assert ids_of(tokenizer, "red " * words) == [start, *[word] * used, *[end] * (LENGTH - 1 - used)]
 
 
 @pytest.mark.parametrize("length", [8, 64])
-def test_every_prompt_has_the_context_length_of_the_checkpoint(folder: Path, oracle: Any, length: int) -> None:
-    tokens = PromptTokenizer(folder, length).encode("a red circle on a blue background, twice and thrice")
-    expected = oracle(
-        "a red circle on a blue background, twice and thrice", padding="max_length", max_length=length, truncation=True
-    ).input_ids
-    assert tokens.ids.tolist() == expected
-    assert len(tokens.ids) == length
+def test_a_chunk_has_the_context_length_of_the_checkpoint(folder: Path, oracle: Any, length: int) -> None:
+    prompt = "a red circle on a blue background, twice and thrice"
+    ids = ids_of(PromptTokenizer(folder, length), prompt)
+    assert ids == padded(oracle, prompt, length)
+    assert len(ids) == length
 
 
 def test_padding_is_the_checkpoints_own(vocabulary: Path, tmp_path: Path) -> None:
@@ -124,9 +168,8 @@ def test_padding_is_the_checkpoints_own(vocabulary: Path, tmp_path: Path) -> Non
     oracle = CLIPTokenizer.from_pretrained(other)
     tokenizer = PromptTokenizer(exported(other, tmp_path / "export"), LENGTH)
     for prompt in ("", "a red circle", "wow! a star !"):
-        expected = oracle(prompt, padding="max_length", max_length=LENGTH, truncation=True).input_ids
-        assert tokenizer.encode(prompt).ids.tolist() == expected
-    assert tokenizer.encode("a red circle").ids[-1] == oracle.convert_tokens_to_ids("!")
+        assert ids_of(tokenizer, prompt) == padded(oracle, prompt)
+    assert ids_of(tokenizer, "a red circle")[-1] == tokenizer.pad == oracle.convert_tokens_to_ids("!")
 
 
 def test_a_stored_limit_of_the_tokenizer_file_changes_nothing(folder: Path, tmp_path: Path) -> None:
@@ -137,9 +180,10 @@ def test_a_stored_limit_of_the_tokenizer_file_changes_nothing(folder: Path, tmp_
     inner.enable_truncation(4)
     inner.enable_padding(length=9)
     inner.save(str(changed / "tokenizer.json"))
-    plain, limited = (PromptTokenizer(f, LENGTH).encode("a red circle on a blue background") for f in (folder, changed))
-    assert plain.ids.tolist() == limited.ids.tolist()
-    assert plain.used == limited.used == 7
+    prompt = "a red circle on a blue background"
+    usual, limited = (PromptTokenizer(where, LENGTH).words(prompt) for where in (folder, changed))
+    assert usual == limited
+    assert len(limited) == 7
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "config.json"])

@@ -1,0 +1,344 @@
+"""server.request_checks and server.sampler_names: what fits together, and what samplers are called elsewhere."""
+
+from collections import Counter
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.errors import InvalidRequest
+from server.request import FIELDS, Field, Limits, Request
+from server.sampler_names import SAMPLERS, SCHEDULES
+
+LIMITS = Limits(((512, 512), (768, 512), (512, 768)), sampler="euler", max_images=8)
+MAX_SEED = 2**63 - 1
+# By their papers: those that may add fresh noise, those of several orders, those with fixed timesteps.
+WITH_ETA = ("euler_ancestral", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "dpm_fast", "ddim", "tcd")
+WITH_ORDER = ("lms", "dpmpp_singlestep", "deis", "unipc", "unipc_bh1")
+WITHOUT_SCHEDULE = ("ddpm", "pndm", "lcm", "tcd", "dpm_fast")
+NAMES = [sampler.name for sampler in SAMPLERS]
+
+
+def parse(limits: Limits = LIMITS, /, **fields: Any) -> Request:
+    """A request of single values and of lists."""
+    tensors = {name: value if isinstance(value, list) else [value] for name, value in fields.items()}
+    return Request.parse({"prompt": ["a red circle"], **tensors}, limits)
+
+
+def refusal(limits: Limits = LIMITS, /, **fields: Any) -> str:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(limits, **fields)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "size"),
+    [
+        ({}, (512, 512)),
+        ({"height": 768}, (768, 512)),
+        ({"width": 768}, (512, 768)),
+        ({"height": 512}, (512, 512)),
+        ({"height": 512, "width": 768}, (512, 768)),
+    ],
+)
+def test_one_side_picks_the_first_resolution_that_has_it(asked: dict[str, Any], size: tuple[int, int]) -> None:
+    request = parse(**asked)
+    assert (request.height, request.width) == size
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [
+        ({"height": 640}, "640xdefault"),
+        ({"width": 8}, "defaultx8"),
+        ({"height": 768, "width": 768}, "768x768"),
+    ],
+)
+def test_a_size_that_was_not_exported_is_refused_with_those_that_were(asked: dict[str, Any], shown: str) -> None:
+    text = refusal(**asked)
+    assert all(part in text for part in ("height", "width", shown, "512x512, 768x512, 512x768", "--resolution"))
+
+
+def test_more_images_than_the_deployment_allows_are_refused() -> None:
+    text = refusal(num_images=9)
+    assert all(part in text for part in ("num_images is 9", "at most 8", "more requests"))
+    assert parse(num_images=8).num_images == 8
+
+
+@pytest.mark.parametrize("name", ["seed", "subseed"])
+@pytest.mark.parametrize(("seed", "images"), [(MAX_SEED, 2), (MAX_SEED - 6, 8)])
+def test_the_seed_of_the_last_image_must_be_a_seed(name: str, seed: int, images: int) -> None:
+    varied = 0.5 if name == "subseed" else 0.0
+    text = refusal(**{name: seed}, num_images=images, subseed_strength=varied)
+    assert all(part in text for part in (f"{name} is {seed}", "num_images", str(MAX_SEED), f"smaller {name}"))
+    request = parse(**{name: seed - 1}, num_images=images, subseed_strength=varied)
+    assert request.seeds(images - 1)[name == "subseed"] == MAX_SEED
+
+
+@pytest.mark.parametrize(
+    ("strength", "expected"), [(0.0, [(7, 100), (8, 100), (9, 100)]), (0.01, [(7, 100), (7, 101), (7, 102)])]
+)
+def test_images_count_the_seed_up_and_variations_the_subseed(strength: float, expected: list[tuple[int, int]]) -> None:
+    request = parse(seed=7, subseed=100, subseed_strength=strength, num_images=3)
+    assert [request.seeds(i) for i in range(3)] == expected
+
+
+@pytest.mark.parametrize(("scale", "guided"), [(0, False), (1, False), (1.0, False), (1.001, True), (7.5, True)])
+def test_guidance_above_one_takes_a_negative_row(scale: float, guided: bool) -> None:
+    request = parse(guidance_scale=scale)
+    assert request.guided is guided
+    assert type(request.guidance_scale) is float
+
+
+@pytest.mark.parametrize(
+    ("label", "sampler", "schedule"),
+    [
+        ("Euler a", "euler_ancestral", None),
+        ("euler A", "euler_ancestral", None),
+        ("Euler", "euler", None),
+        ("LMS", "lms", None),
+        ("Heun", "heun", None),
+        ("DPM2", "dpm2", None),
+        ("DPM2 a", "dpm2_ancestral", None),
+        ("DPM++ 2S a", "dpmpp_2s_ancestral", None),
+        ("DPM++ SDE", "dpmpp_sde", None),
+        ("DPM++ 2M", "dpmpp_2m", None),
+        ("DPM++ 2M SDE", "dpmpp_2m_sde", None),
+        ("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun", None),
+        ("DPM++ 3M SDE", "dpmpp_3m_sde", None),
+        ("DPM fast", "dpm_fast", None),
+        ("Restart", "restart", None),
+        ("DDIM", "ddim", None),
+        ("PLMS", "pndm", None),
+        ("UniPC", "unipc", None),
+        ("LCM", "lcm", None),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde_heun", "karras"),
+        ("DPM2 a Karras", "dpm2_ancestral", "karras"),
+        ("LMS Karras", "lms", "karras"),
+        ("dpm_2", "dpm2", None),
+        ("dpm_2_ancestral", "dpm2_ancestral", None),
+        ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
+        ("uni_pc", "unipc_bh1", None),
+        ("uni_pc_bh2", "unipc", None),
+        ("DPM++ 2M SGM Uniform", "dpmpp_2m", "sgm_uniform"),
+    ],
+)
+def test_labels_of_other_tools_are_samplers_too(label: str, sampler: str, schedule: str | None) -> None:
+    request = parse(sampler=label)
+    assert (request.sampler, request.schedule) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(
+    ("class_name", "sampler"),
+    [
+        ("EulerDiscreteScheduler", "euler"),
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+        ("HeunDiscreteScheduler", "heun"),
+        ("KDPM2DiscreteScheduler", "dpm2"),
+        ("KDPM2AncestralDiscreteScheduler", "dpm2_ancestral"),
+        ("LMSDiscreteScheduler", "lms"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("DPMSolverSinglestepScheduler", "dpmpp_singlestep"),
+        ("DPMSolverSDEScheduler", "dpmpp_sde"),
+        ("DEISMultistepScheduler", "deis"),
+        ("UniPCMultistepScheduler", "unipc"),
+        ("SASolverScheduler", "sa"),
+        ("DDIMScheduler", "ddim"),
+        ("DDPMScheduler", "ddpm"),
+        ("PNDMScheduler", "pndm"),
+        ("LCMScheduler", "lcm"),
+        ("TCDScheduler", "tcd"),
+    ],
+)
+def test_class_names_of_diffusers_are_samplers_too(class_name: str, sampler: str) -> None:
+    assert parse(sampler=class_name.encode()).sampler == sampler
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sampler_is_known_by_its_own_name_and_by_all_its_labels(name: str) -> None:
+    (sampler,) = (s for s in SAMPLERS if s.name == name)
+    assert {parse(sampler=label).sampler for label in (name, name.upper(), *sampler.aliases)} == {name}
+
+
+@pytest.mark.parametrize(
+    ("label", "schedule"),
+    [
+        ("Karras", "karras"),
+        ("SGM Uniform", "sgm_uniform"),
+        ("KL Optimal", "kl_optimal"),
+        ("Align Your Steps", "align_your_steps"),
+        ("DDIM", "ddim_uniform"),
+        ("Polyexponential", "polyexponential"),
+        *((kind, kind) for kind in SCHEDULES),
+    ],
+)
+def test_labels_of_schedules(label: str, schedule: str) -> None:
+    assert parse(schedule=label).schedule == schedule
+
+
+@pytest.mark.parametrize("schedule", ["exponential", "normal"])
+def test_a_schedule_that_is_sent_overrules_that_of_the_label(schedule: str) -> None:
+    request = parse(sampler="DPM++ 2M Karras", schedule=schedule)
+    assert (request.sampler, request.schedule) == ("dpmpp_2m", schedule)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "heeding"), [("eta", 0.5, WITH_ETA), ("solver_order", 2, WITH_ORDER)], ids=["eta", "order"]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_an_option_that_a_sampler_does_not_heed_is_refused(
+    name: str, option: str, value: float, heeding: tuple[str, ...]
+) -> None:
+    if name in heeding:
+        assert getattr(parse(sampler=name, **{option: value}), option) == value
+        return
+    text = refusal(sampler=name, **{option: value})
+    said, _, offered = text.partition("one of ")
+    assert said.startswith(f"{option} is {value}, but {name} has none; ")
+    assert set(offered.split(", ")) == set(heeding)
+
+
+def test_a_class_of_one_order_takes_up_to_3_and_lms_up_to_4() -> None:
+    assert parse(sampler="lms", solver_order=4).solver_order == 4
+    for name in WITH_ORDER[1:]:
+        assert refusal(sampler=name, solver_order=4).startswith(f"solver_order is 4; {name} takes 1 to 3")
+
+
+@pytest.mark.parametrize("name", WITHOUT_SCHEDULE)
+@pytest.mark.parametrize(
+    ("fields", "came"), [({"schedule": "Karras"}, "schedule is karras"), ({"sigmas": [9.0, 3.0]}, "sigmas")]
+)
+def test_levels_of_sigma_are_refused_where_the_timesteps_are_fixed(
+    name: str, fields: dict[str, Any], came: str
+) -> None:
+    text = refusal(sampler=name, **fields)
+    assert came in text
+    assert f"but {name} " in text
+    assert "another sampler" in text
+
+
+def test_a_label_asks_for_its_schedule_as_a_field_does() -> None:
+    assert "pndm" in refusal(sampler="PLMS Karras")
+    assert parse(sampler="pndm", schedule="normal").schedule == "normal"
+    assert parse(sampler="pndm", timesteps=[901, 1]).timesteps == (901.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["sigmas", "timesteps"])
+def test_listed_levels_say_how_many_steps_there_are(name: str) -> None:
+    assert parse(**{name: [9.0, 5.0, 2.5]}, num_inference_steps=20).num_inference_steps == 3
+    assert "num_inference_steps is 3" in refusal(Limits(((8, 8),), max_steps=2), **{name: [9.0, 5.0, 2.5]})
+
+
+def test_levels_are_listed_once() -> None:
+    assert "both sigmas and timesteps" in refusal(sigmas=[3.0], timesteps=[30.0])
+    for listed in ({"sigmas": [3.0]}, {"timesteps": [30.0]}):
+        text = refusal(**listed, schedule="karras")
+        assert all(part in text for part in ("schedule is karras", "listed", "leave"))
+
+
+def test_the_final_level_is_not_listed() -> None:
+    text = refusal(sigmas=[14.6, 1.0, 0.0])
+    assert all(part in text for part in ("sigmas", "0", "leave it out"))
+    assert parse(timesteps=[999.0, 0.0]).timesteps == (999.0, 0.0)
+
+
+def test_timesteps_that_were_not_trained_are_refused() -> None:
+    limits = Limits(((8, 8),), timesteps=500)
+    assert all(part in refusal(limits, timesteps=[500.0, 3.0]) for part in ("timesteps", "500.0", "0 to 499"))
+    assert parse(limits, timesteps=[499.0, 3.0]).timesteps == (499.0, 3.0)
+
+
+def test_more_steps_than_the_schedule_has_room_for_are_refused() -> None:
+    limits = Limits(((8, 8),), max_steps=250)
+    text = refusal(limits, num_inference_steps=251)
+    assert all(part in text for part in ("num_inference_steps is 251", "1 to 250", "fewer"))
+    assert parse(limits, num_inference_steps=250).num_inference_steps == 250
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_distilled_checkpoints_take_the_steps_that_they_were_distilled_on(name: str) -> None:
+    limits = Limits(((8, 8),), distilled=40)
+    text = refusal(limits, sampler=name, num_inference_steps=41)
+    assert all(part in text for part in ("num_inference_steps is 41", name, "1 to 40", "fewer"))
+    assert parse(limits, sampler=name, num_inference_steps=40).num_inference_steps == 40
+    listed = [float(t) for t in range(990, 0, -10)]
+    assert parse(limits, sampler=name, timesteps=listed).num_inference_steps == 99
+
+
+@pytest.mark.parametrize("ends", [(0.5, 0.5), (0.75, 0.25), (1.0, 1.0), (0.0, 0.0)])
+def test_guidance_must_begin_before_it_ends(ends: tuple[float, float]) -> None:
+    text = refusal(guidance_start=ends[0], guidance_end=ends[1])
+    assert all(part in text for part in (f"guidance_start is {ends[0]}", f"guidance_end {ends[1]}", "guidance_scale 1"))
+    request = parse(guidance_start=0.25, guidance_end=0.5)
+    assert (request.guidance_start, request.guidance_end) == (0.25, 0.5)
+
+
+def test_a_layer_of_the_text_encoder_must_be_left() -> None:
+    limits = Limits(((8, 8),), layers=4)
+    assert all(part in refusal(limits, clip_skip=4) for part in ("clip_skip is 4", "4 layers", "0 to 3"))
+    assert parse(limits, clip_skip=3).clip_skip == 3
+
+
+@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+def test_a_long_prompt_is_not_read_anew_for_too_many_steps(name: str) -> None:
+    long = {name: "x" * 10_000, "prompt_syntax": "a1111"}
+    text = refusal(**long, num_inference_steps=201)
+    assert all(
+        part in text for part in ("10000 characters", "num_inference_steps is 201", "2000000", "shorter", "fewer")
+    )
+    assert parse(**long, num_inference_steps=200).num_inference_steps == 200
+    assert parse(**{**long, "prompt_syntax": "none"}, num_inference_steps=500).num_inference_steps == 500
+
+
+JUNK = st.one_of(
+    *(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.lists(st.none())),
+    *(st.binary(max_size=9), st.text(st.characters(), max_size=9)),
+)
+PUT_TOGETHER = [field for field in FIELDS if field.name != "prompt"]
+
+
+def plausible(field: Field) -> st.SearchStrategy[list[Any]]:
+    """Values in the field's bounds, or labels that it knows."""
+    if field.datatype == "STRING":
+        labels = field.choices + (("Euler a", "DPM++ 2M Karras", "PLMS") if field.name == "sampler" else ())
+        return st.lists(st.sampled_from(labels) if labels else st.text(max_size=30), min_size=1, max_size=1)
+    assert field.low is not None
+    assert field.high is not None
+    inside = st.integers(field.low, field.high)
+    values = inside if field.datatype == "INT64" else st.one_of(inside, st.floats(field.low, field.high, width=32))
+    found = st.lists(values, min_size=1, max_size=5 if field.many else 1)
+    return found.map(lambda given: sorted(set(given), reverse=True)) if field.many else found
+
+
+def mostly(values: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[list[Any]]:
+    return st.integers(0, 9).flatmap(lambda n: values if n else st.lists(JUNK))
+
+
+def tensors(fields: list[Field]) -> st.SearchStrategy[dict[str, list[Any]]]:
+    values = {field.name: mostly(plausible(field)) for field in fields}
+    return st.fixed_dictionaries({"prompt": st.text(max_size=9).map(lambda text: [text]), **values})
+
+
+def test_whatever_comes_is_a_request_or_refused() -> None:
+    limits = Limits(((512, 512), (768, 512)), max_images=4, max_steps=100, layers=2)
+    outcomes = Counter[bool]()
+
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
+    @given(st.lists(st.sampled_from(PUT_TOGETHER), max_size=5, unique_by=lambda field: field.name).flatmap(tensors))
+    def check(given: dict[str, list[Any]]) -> None:
+        request = None
+        with suppress(InvalidRequest):
+            request = Request.parse(given, limits)
+        outcomes[request is not None] += 1
+        if request is not None:
+            values = {field.name: getattr(request, field.name) for field in FIELDS}
+            known = {name: value for name, value in values.items() if value not in (None, ())}
+            assert parse(limits, **{k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}) == request
+            assert all(0 <= seed <= MAX_SEED for i in range(request.num_images) for seed in request.seeds(i))
+
+    check()
+    assert min(outcomes[True], outcomes[False]) > 50
