@@ -40,6 +40,7 @@ def pipeline_spec() -> PipelineSpec:
         tokenizer="tokenizer",
         tokenizer_sha256=hashlib.sha256().hexdigest(),
         context_length=77,
+        text_layers=12,
         components=components,
     )
 

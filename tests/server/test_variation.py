@@ -13,9 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.noise import TorchGenerator
+from server.noise import Noise, TorchGenerator
 from server.philox import PhiloxGenerator
-from server.variation import Noise, VariationNoise, slerp
+from server.variation import VariationNoise, slerp
 
 Float32Array = npt.NDArray[np.float32]
 
