@@ -53,8 +53,8 @@ def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
         if name not in FIELD_BY_NAME:
             raise InvalidRequest(unknown_field(name))
         field = FIELD_BY_NAME[name]
-        data = value.encode() if isinstance(value, str) else value
         try:
+            data = value.encode() if isinstance(value, str) else value
             array = np.array(data if field.many else [data], dtype=NUMPY_TYPES[field.datatype]).reshape(-1)
         except (OverflowError, ValueError, TypeError):
             raise InvalidRequest(f"{name} is {value!r}; send {field.allowed}") from None

@@ -58,7 +58,8 @@ class Wording:
 
 def guided_calls(request: Request, calls: int) -> list[bool]:
     """Which calls are guided: an interval whose ends are parts of all calls, Kynkaanniemi et al. (2024)."""
-    first, end = request.guidance_start * calls, request.guidance_end * calls
+    # Rounded, because 0.3 in float32 is a little more than 0.3.
+    first, end = round(request.guidance_start * calls, 4), round(request.guidance_end * calls, 4)
     return [request.guided and first <= call < end for call in range(calls)]
 
 

@@ -94,6 +94,8 @@ def sa(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> 
             corrected = seen - expected + _adams_sum([(clean, step.level), past[0]], past[0][1], step.level, last_tau)
         past = [(clean, step.level), *past][: min(2, len(steps) - i)]
         h, last_tau = log_step(step.level, step.target), tau
+        if step.target.sigma == 0:
+            return clean
         expected = _adams_sum(past, step.level, step.target, tau)
         kept = math.exp(-(tau**2) * h) * step.target.sigma / step.level.sigma
         fresh = step.target.sigma * math.sqrt(-math.expm1(-2 * tau**2 * h))

@@ -67,9 +67,9 @@ class Decoder:
             while open_ and len(held) < self._images and not self._inbox.empty():
                 open_ = self._receive(held, block=False)
             if held:
-                first = held[0].job.bucket
-                together = [latent for latent in held if latent.job.bucket == first]
-                held = [latent for latent in held if latent.job.bucket != first]
+                first = held[0].values.shape
+                together = [latent for latent in held if latent.values.shape == first]
+                held = [latent for latent in held if latent.values.shape != first]
                 self.decode(together)
 
     def _receive(self, held: list[Latent], *, block: bool) -> bool:
@@ -97,8 +97,13 @@ class Decoder:
             return
         for latent, pixels in zip(finite, pictures, strict=True):
             job = latent.job
-            notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
-            data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
+            try:
+                notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
+                data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
+            except Exception as error:  # whatever Pillow raises; the other clients must be answered
+                logger.exception("encoding an image failed")
+                job.reply.fail(ServerError(f"encoding the image failed: {error}"))
+                continue
             job.reply.add_image(job.index, data, self._timing(latent))
 
     def _timing(self, latent: Latent) -> dict[str, float]:

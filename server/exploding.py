@@ -157,8 +157,8 @@ def dpmpp_sde(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedu
     """
     for t, sigma, target in _sigmas(steps):
         x, clean = _clean(trace, x, sigma, t)
-        if target == 0:
-            x = clean
+        if target in (0.0, sigma):
+            x = clean if target == 0 else x
             continue
         middle = math.sqrt(sigma * target)
         down, up = ancestral(sigma, middle, eta)

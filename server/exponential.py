@@ -56,6 +56,8 @@ def _dpmpp_step(x: Linear, past: Sequence[tuple[Linear, Level]], target: Level, 
     """Without the noise. `past` has the newest estimate first."""
     clean, level = past[0]
     h = log_step(level, target)
+    if h == 0:
+        return x
     span = 2 * h if sde else h
     x = x * (target.sigma / level.sigma * (math.exp(-h) if sde else 1.0)) - clean * (target.alpha * math.expm1(-span))
     if len(past) == 1:
@@ -96,10 +98,7 @@ def dpmpp_singlestep(
 def _orders(n: int, order: int, ends_clean: bool) -> list[int]:
     """diffusers' list: blocks of 1, 2, ... `order` calls, and a lower order at the end."""
     blocks = list(range(1, order + 1))
-    if n % order:
-        orders = blocks * (n // order) + blocks[: n % order]
-    else:
-        orders = blocks * (n // order - 1) + [*blocks[:-1], 1] if order > 1 else blocks * n
+    orders = (blocks * (n // order + 1))[:n]
     return [*orders[:-1], 1] if ends_clean else orders
 
 
@@ -107,6 +106,8 @@ def _singlestep(start: Linear, past: list[tuple[Linear, Level]], target: Level, 
     """From the level of `past[0]`, where `start` is, to `target`."""
     (m0, level), others = past[0], past[1:]
     h = log_step(level, target)
+    if h == 0:
+        return start
     x = start * (target.sigma / level.sigma) - m0 * (target.alpha * math.expm1(-h))
     slopes = [((m - m0) / (r := log_step(level, at) / h), r) for m, at in others]
     if not slopes:
@@ -129,6 +130,8 @@ def deis(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *
         x, noise = trace.epsilon(x, step.level, step.timestep)
         past = [(noise, step.level.ratio), *past][:order]
         allowed = min(len(past), n - i) if n - i <= 2 and n < FEW_STEPS else len(past)
+        if step.target.sigma == 0:
+            allowed = 1
         following = x / step.level.alpha
         rhos = [rho for _, rho in past[:allowed]]
         for k, (output, _) in enumerate(past[:allowed]):
@@ -144,9 +147,9 @@ def _log_integral(rhos: list[float], k: int, start: float, end: float) -> float:
     scale = math.prod(own - node for node in nodes)
 
     def primitive(rho: float) -> float:
-        at = math.log(rho)
         if not nodes:
             return rho
+        at = math.log(rho)
         if len(nodes) == 1:
             return rho * (at - nodes[0] - 1)
         return rho * (at**2 - (sum(nodes) + 2) * at + nodes[0] * nodes[1] + sum(nodes) + 2)

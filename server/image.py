@@ -13,6 +13,8 @@ from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
 Pixels = npt.NDArray[np.uint8]
+# Of the 64 KiB of a JPEG's EXIF segment; a longer note is left out.
+EXIF_ROOM = 65_000
 # EXIF's code for a comment in UTF-16.
 _UNICODE = b"UNICODE\0"
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -54,5 +56,7 @@ def _notes(output_format: str, texts: Mapping[str, str]) -> dict[str, Any]:
         return {"pnginfo": info}
     exif = Image.Exif()
     comment = next(iter(texts.values())).encode("utf-16be")
+    if len(comment) > EXIF_ROOM:
+        return {}
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = _UNICODE + comment
     return {"exif": exif}

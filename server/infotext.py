@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from server.errors import InvalidRequest
 from server.request import FIELD_BY_NAME, Request
@@ -21,7 +21,14 @@ from server.sampler_names import SAMPLER_BY_NAME, find_sampler, find_schedule
 A1111_KEY, OWN_KEY = "parameters", "aquatint"
 # Fields that are about one request's way, not about its pictures.
 NOT_KEPT = ("num_images", "output_format", "encoding", "priority", "timeout_ms", "progress_interval")
-_PAIR = re.compile(r'\s*([\w ]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+_PAIR = re.compile(r'(\w[\w ]*):("(?:\\.|[^\\"])+"| "(?:\\.|[^\\"])+"|[^,]*)')
+# Where A1111's label is not ours with capitals.
+SCHEDULE_TITLES = {
+    None: "Automatic",
+    "sgm_uniform": "SGM Uniform",
+    "kl_optimal": "KL Optimal",
+    "ddim_uniform": "DDIM",
+}
 _NOISE_LABELS = {"cpu": "CPU", "philox": "NV"}
 
 
@@ -46,7 +53,7 @@ def infotext(request: Request, index: int, checkpoint: str) -> str:
     pairs = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler.aliases[0] if sampler.aliases else sampler.name,
-        "Schedule type": (request.schedule or "automatic").replace("_", " ").title(),
+        "Schedule type": SCHEDULE_TITLES.get(request.schedule, str(request.schedule).replace("_", " ").title()),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{request.width}x{request.height}",
@@ -72,35 +79,54 @@ def read_fields(data: bytes) -> dict[str, Any]:
     """The fields of a picture that we or A1111 drew.
 
     Raises:
-        InvalidRequest: it is no picture, or says nothing of how it was drawn.
+        InvalidRequest: it is no picture, or says nothing that can be read of how it was drawn.
     """
     try:
         texts = Image.open(io.BytesIO(data)).info
-    except UnidentifiedImageError:
-        raise InvalidRequest("the file is no picture; give a PNG that a server has drawn") from None
+    except OSError:  # Pillow's own kind for what it cannot identify is one
+        raise InvalidRequest("the file is no picture, or a part of one; give a PNG that a server has drawn") from None
     if OWN_KEY in texts:
-        fields: dict[str, Any] = json.loads(texts[OWN_KEY])
-        return {name: value for name, value in fields.items() if name in FIELD_BY_NAME}
+        return _own_fields(str(texts[OWN_KEY]))
     if A1111_KEY in texts:
         return parse_infotext(str(texts[A1111_KEY]))
     raise InvalidRequest("the picture does not say how it was drawn; give a PNG as the server wrote it")
 
 
+def _own_fields(note: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(note)
+    except ValueError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("the picture's note is damaged; give a PNG as the server wrote it")
+    return {name: value for name, value in fields.items() if name in FIELD_BY_NAME}
+
+
 def parse_infotext(text: str) -> dict[str, Any]:
-    """Fields from A1111's text; pairs that no field stands for are left out. Its prompts are in A1111's syntax."""
+    """Fields from A1111's text; pairs that no field stands for are left out. Its prompts are in A1111's syntax.
+
+    A text without `RNG` is from a GPU, whose stream `philox` is.
+
+    Raises:
+        InvalidRequest: a value that is no number where A1111 writes one.
+    """
     *lines, last = text.strip().split("\n")
     if "Steps:" not in last:
         lines, last = [*lines, last], ""
-    prompt, _, negative = "\n".join(lines).partition("\nNegative prompt: ")
-    pairs = {name.strip(): _unquoted(value) for name, value in _PAIR.findall(last)}
-    fields: dict[str, Any] = {"prompt": prompt, "negative_prompt": negative, "prompt_syntax": "a1111"}
+    prompt, _, negative = "\n".join(["", *lines]).partition("\nNegative prompt: ")
+    pairs = {name.strip(): _unquoted(value.strip()) for name, value in _PAIR.findall(last)}
+    fields: dict[str, Any] = {
+        "prompt": prompt.removeprefix("\n"),
+        "negative_prompt": negative,
+        "prompt_syntax": "a1111",
+    }
     for name, field, kind in _NUMBERS:
         if name in pairs:
-            fields[field] = kind(pairs[name])
-    if match := re.fullmatch(r"(\d+)x(\d+)", pairs.get("Size", "")):
+            fields[field] = _number(name, pairs[name], kind)
+    if match := re.fullmatch(r"(\d{1,5})x(\d{1,5})", pairs.get("Size", "")):
         fields |= {"width": int(match[1]), "height": int(match[2])}
-    if "Clip skip" in pairs:
-        fields["clip_skip"] = int(pairs["Clip skip"]) - 1
+    if "clip_skip" in fields:
+        fields["clip_skip"] -= 1
     return fields | _named(pairs)
 
 
@@ -111,16 +137,36 @@ _NUMBERS: tuple[tuple[str, str, Any], ...] = (
     ("Variation seed", "subseed", int),
     ("Variation seed strength", "subseed_strength", float),
     ("ENSD", "noise_seed_delta", int),
+    ("Eta", "eta", float),
+    ("Eta DDIM", "eta", float),
+    ("Clip skip", "clip_skip", int),
 )
+
+
+def _number(name: str, text: str, kind: Any) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        shown = text if len(text) <= 40 else f"{text[:40]}..."
+        raise InvalidRequest(
+            f"the picture's {name} is {shown!r}, which is no number; give the options yourself"
+        ) from None
 
 
 def _named(pairs: Mapping[str, str]) -> dict[str, Any]:
     found = find_sampler(pairs.get("Sampler", ""))
     schedule = find_schedule(pairs.get("Schedule type", "")) or (found[1] if found else None)
     fields = {"sampler": found[0] if found else None, "schedule": schedule}
-    fields["noise_source"] = {"CPU": "cpu", "NV": "philox"}.get(pairs.get("RNG", ""))
+    if pairs:
+        fields["noise_source"] = "cpu" if pairs.get("RNG") == "CPU" else "philox"
     return {name: value for name, value in fields.items() if value is not None}
 
 
 def _unquoted(value: str) -> str:
-    return str(json.loads(value)) if value.startswith('"') else value.strip()
+    """JSON strings as they read; anything else as it is."""
+    if not value.startswith('"'):
+        return value
+    try:
+        return str(json.loads(value))
+    except ValueError:
+        return value

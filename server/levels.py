@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,6 +65,8 @@ class Rule:
         whole: timesteps of the other sigma schedules are cut to whole numbers.
         final: the default one: `zero`, `sigma_min`, or `last` where a sigma schedule's last level is kept.
         fixed_spacing: the checkpoint's spacing is not heeded.
+        fixed_final: the checkpoint's final level is not heeded.
+        cosine_whole: Karras timesteps are rounded also where the checkpoint has cosine betas.
     """
 
     spacing: str
@@ -73,13 +76,17 @@ class Rule:
     whole: bool = False
     final: str = "zero"
     fixed_spacing: bool = False
+    fixed_final: bool = False
+    cosine_whole: bool = True
 
 
 EULER = Rule("linspace")
-KDPM2 = Rule("linspace", whole_karras=True)
-DPM = Rule("linspace", points="n+1", full_range=True, whole_karras=True, whole=True)
-SINGLESTEP = Rule("linspace", points="n+1", full_range=True, whole_karras=True, whole=True, fixed_spacing=True)
-DEIS = Rule("linspace", points="n+1", full_range=True, whole_karras=True, whole=True, final="last")
+HEUN = Rule("linspace", fixed_final=True)
+KDPM2 = Rule("linspace", whole_karras=True, fixed_final=True)
+UNIPC = Rule("linspace", points="n+1", full_range=True, whole_karras=True, whole=True)
+DPM = replace(UNIPC, cosine_whole=False)
+SINGLESTEP = replace(UNIPC, fixed_spacing=True)
+DEIS = replace(UNIPC, final="last", fixed_final=True)
 
 
 def spaced(trained: TrainedSchedule, steps: int, spacing: str) -> Floats:
@@ -123,8 +130,15 @@ def exponential(high: float, low: float, steps: int, rho: float | None = None) -
 
 def beta(high: float, low: float, steps: int, rho: float | None = None) -> Floats:
     """Lee et al. (2024) with alpha = beta = 0.6: quantiles of the beta distribution, in sigma as diffusers does."""
-    sigmas: Floats = low + beta_quantile(np.linspace(1, 0, steps), BETA_SHAPE) * (high - low)
+    sigmas: Floats = low + _beta_parts(steps) * (high - low)
     return sigmas
+
+
+@lru_cache(maxsize=256)
+def _beta_parts(steps: int) -> Floats:
+    parts = beta_quantile(np.linspace(1, 0, steps), BETA_SHAPE)
+    parts.setflags(write=False)
+    return parts
 
 
 def kl_optimal(high: float, low: float, steps: int, rho: float | None = None) -> Floats:
@@ -202,7 +216,7 @@ def beta_quantile(probabilities: Floats, shape: float) -> Floats:
 def interpolated_steps(trained: TrainedSchedule, choice: Choice, rule: Rule) -> list[Step]:
     """Levels anywhere between the trained ones: Euler's kin, k-diffusion's samplers and the DPM family."""
     timesteps, sigmas = _levels(trained, choice, rule)
-    final = choice.final or trained.final_sigma or rule.final
+    final = choice.final or (None if rule.fixed_final else trained.final_sigma) or rule.final
     last = {"zero": 0.0, "sigma_min": float(trained.sigmas[0]), "last": float(sigmas[-1])}[final]
     if final == "last" and choice.kind == "normal":
         last = float(trained.sigmas[0])
@@ -237,13 +251,14 @@ def _levels(trained: TrainedSchedule, choice: Choice, rule: Rule) -> tuple[Float
 def _told(trained: TrainedSchedule, sigmas: Floats, kind: str, rule: Rule) -> Floats:
     """The timesteps of sigmas, made whole where diffusers makes them whole."""
     timesteps = trained.timestep_at(sigmas)
-    if kind == "karras" and rule.whole_karras and trained.whole_karras_timesteps:
+    if kind == "karras" and rule.whole_karras and (rule.cosine_whole or trained.whole_karras_timesteps):
         return np.round(timesteps)
-    return np.trunc(timesteps) if rule.whole else timesteps
+    # What the interpolation gives for a trained level may lie a hair below its timestep.
+    return np.trunc(timesteps + 1e-6) if rule.whole else timesteps
 
 
 def trained_steps(trained: TrainedSchedule, choice: Choice, to_one: bool = True) -> list[Step]:
-    """Whole trained timesteps, each aiming at `length // steps` before it: DDIM's rule.
+    """Whole trained timesteps, each aiming at `length // steps` before it, DDIM's rule; listed ones at the next.
 
     diffusers has no sigma schedules for DDIM; here they are Euler's levels, and the last target is DDIM's.
     """
@@ -252,7 +267,9 @@ def trained_steps(trained: TrainedSchedule, choice: Choice, to_one: bool = True)
         return [*steps[:-1], Step(steps[-1].timestep, steps[-1].level, trained.level(-1, to_one))]
     timesteps = whole_timesteps(trained, choice)
     stride = trained.length // len(timesteps)
-    return [Step(float(t), trained.level(t), trained.level(t - stride, to_one)) for t in timesteps]
+    targets = [*timesteps[1:], -1] if choice.timesteps else [t - stride for t in timesteps]
+    pairs = zip(timesteps, targets, strict=True)
+    return [Step(float(t), trained.level(t), trained.level(target, to_one)) for t, target in pairs]
 
 
 def whole_timesteps(trained: TrainedSchedule, choice: Choice) -> list[int]:

@@ -15,7 +15,7 @@ from engines.component import Component, PipelineSpec
 from engines.runner import Runner, open_runner
 from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, ScheduleError
 from server.image import Pixels, to_pixels
 from server.levels import Choice
 from server.noise import Noise, TorchGenerator
@@ -123,8 +123,16 @@ class Pipeline:
         return self.spec.latent_channels, height // self.spec.downscale, width // self.spec.downscale
 
     def table(self, request: Request) -> Table:
-        """The request's sampler on its schedule; kept for the next request like it."""
-        return self._table(request.sampler, request_choice(request), self.trained, request.eta, request.solver_order)
+        """The request's sampler on its schedule; kept for the next request like it.
+
+        Raises:
+            InvalidRequest: levels that the sampler cannot walk on.
+        """
+        choice = request_choice(request)
+        try:
+            return self._table(request.sampler, choice, self.trained, request.eta, request.solver_order)
+        except ScheduleError as error:
+            raise InvalidRequest(f"{error}: send another schedule, rho or list") from error
 
     def works(self, request: Request) -> tuple[list[Work], dict[Text, Embedding]]:
         """What each image of a request computes with, and how its texts were encoded.

@@ -77,7 +77,7 @@ def _pndm_start(trace: Trace, x: Linear, raw: Linear, steps: list[Step], trained
     Where timesteps are not `length // steps` apart, diffusers takes the second step to begin that much before its end.
     """
     second = int(steps[1].timestep)
-    level = trained.level(second + trained.length // len(steps))
+    level = trained.level(min(second + trained.length // len(steps), trained.length - 1))
     reached = _ddim_step(trace, x, raw, steps[0].level, steps[0].target)
     _, ahead = trace.raw(reached, steps[0].target, float(second))
     return _ddim_step(trace, x, (raw + ahead) / 2, level, steps[1].level)

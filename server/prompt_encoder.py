@@ -116,8 +116,9 @@ class PromptEncoder:
         """(chunks, length, width), with (chunks, length) weights applied."""
         if (weights == 1).all():
             return states
-        empty = self._encoded([_empty(text)])[_empty(text)].states
-        return weigh(states, weights, MODES[text.syntax], empty)
+        mode = MODES[text.syntax]
+        empty = self._encoded([_empty(text)])[_empty(text)].states if mode in ("comfy", "compel") else None
+        return weigh(states, weights, mode, empty)
 
 
 def _empty(text: Text) -> Text:

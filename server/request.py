@@ -205,8 +205,8 @@ def _seed(value: object) -> int:
 
 def unknown_field(name: str) -> str:
     """The sentence for a tensor or parameter that is no field."""
-    close = difflib.get_close_matches(name, FIELD_BY_NAME, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"the fields are {', '.join(FIELD_BY_NAME)}"
+    close = difflib.get_close_matches(name, FIELD_BY_NAME, n=3)
+    hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the fields are {', '.join(FIELD_BY_NAME)}"
     return f"{name!r} is not a field of a request; {hint}"
 
 

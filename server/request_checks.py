@@ -57,11 +57,11 @@ def _check_amounts(request: Request, limits: Limits) -> None:
 
 
 def _check_seeds(request: Request) -> None:
-    for name, seed in (("seed", request.seed), ("subseed", request.subseed)):
-        if seed + request.num_images - 1 > MAX_SEED:
-            raise InvalidRequest(
-                f"{name} is {seed}; {name} + num_images - 1 must not exceed {MAX_SEED}: send a smaller {name}"
-            )
+    name, seed = ("subseed", request.subseed) if request.subseed_strength else ("seed", request.seed)
+    if seed + request.num_images - 1 > MAX_SEED:
+        raise InvalidRequest(
+            f"{name} is {seed}; {name} + num_images - 1 must not exceed {MAX_SEED}: send a smaller {name}"
+        )
 
 
 def _check_sampler(request: Request) -> None:
@@ -90,6 +90,10 @@ def _check_levels(request: Request, limits: Limits) -> None:
         raise InvalidRequest(
             f"schedule is {request.schedule}, but levels are listed as well; leave the schedule or the list out"
         )
+    if request.rho is not None and request.schedule not in (None, "karras", "polyexponential"):
+        raise InvalidRequest(f"rho is {request.rho}, but schedule {request.schedule} has none; leave it out")
+    if request.timesteps and request.sampler == "dpm_fast":
+        raise InvalidRequest("timesteps are listed, but dpm_fast chooses its own levels; leave them out")
     if request.sigmas and request.sigmas[-1] <= 0:
         raise InvalidRequest("the last of sigmas is 0; the final level is added by itself: leave it out")
     if request.timesteps and request.timesteps[0] > limits.timesteps - 1:

@@ -13,8 +13,10 @@ from server.levels import (
     DEIS,
     DPM,
     EULER,
+    HEUN,
     KDPM2,
     SINGLESTEP,
+    UNIPC,
     Choice,
     Rule,
     Step,
@@ -37,6 +39,7 @@ class Method:
         lay: gives the steps.
         rule: of its levels, where they are interpolated; None on trained timesteps.
         options: the request's fields that it heeds, with their defaults.
+        heeds_kind: whether sigma schedules apply.
     """
 
     sample: Callable[..., Linear]
@@ -44,6 +47,7 @@ class Method:
     rule: Rule | None = None
     exploding: bool = False
     options: dict[str, float] = field(default_factory=dict)
+    heeds_kind: bool = True
 
 
 def _exploding(sample: Callable[..., Linear], rule: Rule = EULER, **options: float) -> Method:
@@ -66,15 +70,15 @@ def _distilled(trained: TrainedSchedule, choice: Choice) -> list[Step]:
 
 METHODS: dict[str, Method] = {
     "euler": _exploding(exploding.euler),
-    "euler_ancestral": _exploding(exploding.euler_ancestral, eta=1.0),
-    "heun": _exploding(exploding.heun),
+    "euler_ancestral": _exploding(exploding.euler_ancestral, HEUN, eta=1.0),
+    "heun": _exploding(exploding.heun, HEUN),
     "dpm2": _exploding(exploding.dpm2, KDPM2),
     "dpm2_ancestral": _exploding(exploding.dpm2_ancestral, KDPM2, eta=1.0),
-    "lms": _exploding(exploding.lms, solver_order=4),
-    "dpmpp_2s_ancestral": _exploding(exploding.dpmpp_2s_ancestral, eta=1.0),
-    "dpmpp_sde": _exploding(exploding.dpmpp_sde, eta=1.0),
+    "lms": _exploding(exploding.lms, HEUN, solver_order=4),
+    "dpmpp_2s_ancestral": _exploding(exploding.dpmpp_2s_ancestral, HEUN, eta=1.0),
+    "dpmpp_sde": _exploding(exploding.dpmpp_sde, HEUN, eta=1.0),
     "dpm_fast": _exploding(exploding.dpm_fast, SINGLESTEP, eta=0.0),
-    "restart": _exploding(exploding.restart),
+    "restart": _exploding(exploding.restart, HEUN),
     "dpmpp_2m": _exponential(exponential.dpmpp),
     "dpmpp_3m": _exponential(partial(exponential.dpmpp, order=3)),
     "dpmpp_2m_sde": _exponential(partial(exponential.dpmpp, sde=True)),
@@ -82,12 +86,12 @@ METHODS: dict[str, Method] = {
     "dpmpp_3m_sde": _exponential(partial(exponential.dpmpp, sde=True, order=3)),
     "dpmpp_singlestep": _exponential(exponential.dpmpp_singlestep, SINGLESTEP, solver_order=2),
     "deis": _exponential(exponential.deis, DEIS, solver_order=2),
-    "unipc": _exponential(correctors.unipc, solver_order=2),
-    "unipc_bh1": _exponential(partial(correctors.unipc, bh1=True), solver_order=2),
+    "unipc": _exponential(correctors.unipc, UNIPC, solver_order=2),
+    "unipc_bh1": _exponential(partial(correctors.unipc, bh1=True), UNIPC, solver_order=2),
     "sa": _exponential(correctors.sa, DEIS),
     "ddim": Method(preserving.ddim, trained_steps, options={"eta": 0.0}),
-    "ddpm": Method(preserving.ddpm, trained_steps),
-    "pndm": Method(preserving.pndm, partial(trained_steps, to_one=False)),
+    "ddpm": Method(preserving.ddpm, trained_steps, heeds_kind=False),
+    "pndm": Method(preserving.pndm, partial(trained_steps, to_one=False), heeds_kind=False),
     "lcm": Method(preserving.lcm, _distilled),
     "tcd": Method(preserving.tcd, _distilled, options={"eta": 0.3}),
 }
@@ -107,9 +111,17 @@ def sampler_table(
     Raises:
         ScheduleError: levels that the sampler cannot walk on.
     """
+    try:
+        return _table(name, choice, trained, {"eta": eta, "solver_order": solver_order})
+    except (ArithmeticError, ValueError) as error:
+        raise ScheduleError(f"{name} cannot walk on these levels ({error}); they may lie too close") from error
+
+
+def _table(name: str, choice: Choice, trained: TrainedSchedule, given: dict[str, float | None]) -> Table:
     method = METHODS[name]
-    steps = method.lay(trained, replace(choice, kind=choice.kind or trained.kind))
-    given = {"eta": eta, "solver_order": solver_order}
+    # diffusers' samplers on trained timesteps know no `use_karras_sigmas` and its like.
+    kind = (choice.kind or (trained.kind if method.rule else "normal")) if method.heeds_kind else "normal"
+    steps = method.lay(trained, replace(choice, kind=kind))
     options = {key: default if given[key] is None else given[key] for key, default in method.options.items()}
     if "solver_order" in options:
         options["order"] = options.pop("solver_order")

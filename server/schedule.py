@@ -74,7 +74,7 @@ class TrainedSchedule:
                 "rescale_betas_zero_snr is True but prediction_type is epsilon: where there is no signal, the noise "
                 "tells nothing of the picture; such checkpoints are trained with v_prediction: set that"
             )
-        signal = np.maximum(abar, LEAST_SIGNAL)
+        signal = np.where(abar > 0, abar, LEAST_SIGNAL)
         return cls(
             abar=abar,
             sigmas=np.sqrt((1 - signal) / signal),

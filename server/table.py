@@ -115,6 +115,8 @@ class Trace:
     def noise(self) -> Linear:
         """Fresh noise, drawn from the job's generator after this call; drawn even where a level leaves none of it."""
         last = len(self.lines) - 1
+        if last < 0:
+            raise TraceError("noise is drawn before the first network call; the first latent has its own")
         self.drawn.add(last)
         return Linear({("noise", last): 1.0})
 
@@ -230,6 +232,8 @@ def compile_table(sampler: Sampler, prediction_type: str, initial_scale: float) 
     """
     trace = Trace(prediction_type)
     lines = trace.finish(sampler(trace, Linear({("x", 0): 1.0})))
+    if not np.isfinite(lines).all():
+        raise TraceError("a coefficient is not finite")
     return Table.of(lines, float(initial_scale), trace.drawn)
 
 

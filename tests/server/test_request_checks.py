@@ -1,4 +1,4 @@
-"""server.request_checks and server.sampler_names: what fits together, and what samplers are called elsewhere."""
+"""server.request_checks: what fits together, and what the checkpoint can do."""
 
 from collections import Counter
 from contextlib import suppress
@@ -95,73 +95,22 @@ def test_guidance_above_one_takes_a_negative_row(scale: float, guided: bool) -> 
 @pytest.mark.parametrize(
     ("label", "sampler", "schedule"),
     [
+        ("euler_ancestral", "euler_ancestral", None),
         ("Euler a", "euler_ancestral", None),
-        ("euler A", "euler_ancestral", None),
-        ("Euler", "euler", None),
-        ("LMS", "lms", None),
-        ("Heun", "heun", None),
-        ("DPM2", "dpm2", None),
-        ("DPM2 a", "dpm2_ancestral", None),
-        ("DPM++ 2S a", "dpmpp_2s_ancestral", None),
-        ("DPM++ SDE", "dpmpp_sde", None),
-        ("DPM++ 2M", "dpmpp_2m", None),
-        ("DPM++ 2M SDE", "dpmpp_2m_sde", None),
-        ("DPM++ 2M SDE Heun", "dpmpp_2m_sde_heun", None),
-        ("DPM++ 3M SDE", "dpmpp_3m_sde", None),
-        ("DPM fast", "dpm_fast", None),
-        ("Restart", "restart", None),
-        ("DDIM", "ddim", None),
-        ("PLMS", "pndm", None),
-        ("UniPC", "unipc", None),
-        ("LCM", "lcm", None),
-        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
-        ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
-        ("DPM++ 2M SDE Heun Karras", "dpmpp_2m_sde_heun", "karras"),
-        ("DPM2 a Karras", "dpm2_ancestral", "karras"),
-        ("LMS Karras", "lms", "karras"),
-        ("dpm_2", "dpm2", None),
+        (b"EULER A", "euler_ancestral", None),
         ("dpm_2_ancestral", "dpm2_ancestral", None),
-        ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
-        ("uni_pc", "unipc_bh1", None),
-        ("uni_pc_bh2", "unipc", None),
+        ("PLMS", "pndm", None),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m", None),
+        (b"UniPCMultistepScheduler", "unipc", None),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M SDE Heun Exponential", "dpmpp_2m_sde_heun", "exponential"),
         ("DPM++ 2M SGM Uniform", "dpmpp_2m", "sgm_uniform"),
     ],
 )
-def test_labels_of_other_tools_are_samplers_too(label: str, sampler: str, schedule: str | None) -> None:
+def test_a_sampler_may_be_sent_by_any_of_its_names(label: str, sampler: str, schedule: str | None) -> None:
+    """All names are in test_sampler_names."""
     request = parse(sampler=label)
     assert (request.sampler, request.schedule) == (sampler, schedule)
-
-
-@pytest.mark.parametrize(
-    ("class_name", "sampler"),
-    [
-        ("EulerDiscreteScheduler", "euler"),
-        ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
-        ("HeunDiscreteScheduler", "heun"),
-        ("KDPM2DiscreteScheduler", "dpm2"),
-        ("KDPM2AncestralDiscreteScheduler", "dpm2_ancestral"),
-        ("LMSDiscreteScheduler", "lms"),
-        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
-        ("DPMSolverSinglestepScheduler", "dpmpp_singlestep"),
-        ("DPMSolverSDEScheduler", "dpmpp_sde"),
-        ("DEISMultistepScheduler", "deis"),
-        ("UniPCMultistepScheduler", "unipc"),
-        ("SASolverScheduler", "sa"),
-        ("DDIMScheduler", "ddim"),
-        ("DDPMScheduler", "ddpm"),
-        ("PNDMScheduler", "pndm"),
-        ("LCMScheduler", "lcm"),
-        ("TCDScheduler", "tcd"),
-    ],
-)
-def test_class_names_of_diffusers_are_samplers_too(class_name: str, sampler: str) -> None:
-    assert parse(sampler=class_name.encode()).sampler == sampler
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_sampler_is_known_by_its_own_name_and_by_all_its_labels(name: str) -> None:
-    (sampler,) = (s for s in SAMPLERS if s.name == name)
-    assert {parse(sampler=label).sampler for label in (name, name.upper(), *sampler.aliases)} == {name}
 
 
 @pytest.mark.parametrize(
@@ -169,14 +118,12 @@ def test_every_sampler_is_known_by_its_own_name_and_by_all_its_labels(name: str)
     [
         ("Karras", "karras"),
         ("SGM Uniform", "sgm_uniform"),
-        ("KL Optimal", "kl_optimal"),
-        ("Align Your Steps", "align_your_steps"),
+        (b"KL Optimal", "kl_optimal"),
         ("DDIM", "ddim_uniform"),
-        ("Polyexponential", "polyexponential"),
         *((kind, kind) for kind in SCHEDULES),
     ],
 )
-def test_labels_of_schedules(label: str, schedule: str) -> None:
+def test_a_schedule_may_be_sent_by_any_of_its_names(label: str, schedule: str) -> None:
     assert parse(schedule=label).schedule == schedule
 
 

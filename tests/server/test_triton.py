@@ -289,7 +289,6 @@ def test_generate_stream_sends_progress_over_http(server: TritonServer) -> None:
     assert "images" in events[-1]
 
 
-@pytest.mark.parametrize("placement", ["in_process", "triton"])
 def test_samplers_and_schedules_can_be_read_over_http(server: TritonServer) -> None:
     with urllib.request.urlopen(f"{server.http_url}/v2/models/{FACE}/config", timeout=60) as answer:
         parameters = json.loads(answer.read())["parameters"]
@@ -324,6 +323,7 @@ def test_generate_repeats_a_picture(server: TritonServer, tmp_path: Path) -> Non
     assert first.read_bytes() == again.read_bytes()
 
 
+@pytest.mark.parametrize("placement", ["in_process", "triton"])
 def test_server_stops_cleanly_and_answers_open_requests(
     embedded_export: Path, tmp_path: Path, placement: Placement
 ) -> None:
