@@ -26,9 +26,10 @@ def test_unet_takes_a_float_timestep_per_row() -> None:
 
 
 def test_text_encoder_takes_int32_ids_and_gives_the_width_that_the_unet_takes() -> None:
-    (ids,), (hidden,) = tensors("text_encoder")
+    (ids, skip), (hidden,) = tensors("text_encoder")
     context = {spec.name: spec for spec in tensors("unet")[0]}["encoder_hidden_states"]
     assert (ids.dtype, ids.shape) == ("int32", ("rows", 77))
+    assert (skip.dtype, skip.shape) == ("int32", ("rows",))
     assert hidden.shape[2] == context.shape[2] == 1024
 
 

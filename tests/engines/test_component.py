@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from engines.catalog import Widths, text_to_image_components
-from engines.component import PIPELINE_FILE, Component, PipelineSpec, TensorSpec, file_sha256, resolve
+from engines.component import FORMAT, PIPELINE_FILE, Component, PipelineSpec, TensorSpec, file_sha256, resolve
 from engines.errors import ArtefactError, EngineError, FeedError, ProviderError
 
 IMAGE = TensorSpec("image", "float32", ("rows", 3, "8*height", "8*width"))
@@ -132,7 +132,7 @@ def test_read_names_the_file_and_the_remedy_when_it_is_missing(tmp_path: Path) -
         )
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, "2", None])
 def test_read_refuses_another_format(tmp_path: Path, version: Any) -> None:
     pipeline_spec().write(tmp_path)
     content = json.loads((tmp_path / PIPELINE_FILE).read_text())
@@ -143,7 +143,7 @@ def test_read_refuses_another_format(tmp_path: Path, version: Any) -> None:
 
 def without(*path: str) -> bytes:
     """A written `pipeline.json` that lacks one key."""
-    content = json.loads(json.dumps({"format": 1, **as_json()}))
+    content = json.loads(json.dumps({"format": FORMAT, **as_json()}))
     inner = content
     for key in path[:-1]:
         inner = inner[key]
@@ -162,18 +162,18 @@ def as_json() -> dict[str, Any]:
     "content",
     [
         b"",
-        b'{"format": 1,',
+        b'{"format": 2,',
         b"[1, 2]",
         b"null",
         b"\xff\xfe\x00",
         b"{}",
-        b'{"format": 1}',
+        b'{"format": 2}',
         without("family"),
         without("components"),
         without("components", "unet", "file"),
         without("components", "unet", "inputs"),
-        json.dumps({"format": 1, **as_json(), "resolutions": [512]}).encode(),
-        json.dumps({"format": 1, **as_json(), "speed": 3}).encode(),
+        json.dumps({"format": FORMAT, **as_json(), "resolutions": [512]}).encode(),
+        json.dumps({"format": FORMAT, **as_json(), "speed": 3}).encode(),
     ],
 )
 def test_read_refuses_damage_with_a_remedy(tmp_path: Path, content: bytes) -> None:

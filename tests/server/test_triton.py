@@ -305,7 +305,8 @@ def test_listed_levels_composed_and_long_prompts_are_drawn(client: Client) -> No
     long = client.generate(**{**QUICK, "prompt": prompt, "prompt_syntax": "a1111", "sampler": "DPM++ 2M Karras"})
     assert (long.metadata["request"]["sampler"], long.metadata["request"]["schedule"]) == ("dpmpp_2m", "karras")
     chunks = [text["chunks"] for text in long.metadata["tokens"]]
-    assert sorted(chunks) == [1, 1, 2]
+    assert sorted(chunks)[:2] == [1, 1]
+    assert max(chunks) > 1
     assert long.metadata["timing"]["unet_rows"] == 3 * 4
     assert all(text["dropped"] == 0 for text in long.metadata["tokens"])
 
