@@ -22,17 +22,16 @@ def unipc(
 ) -> Linear:
     """UniPC, algorithms 1 and 2 of Zhao et al. (2023), predicting the clean latent, with B(h) = h or e^h - 1."""
     past: list[tuple[Linear, Level]] = []
-    predicted, used = x, 0
+    predicted, expected, used = x, Linear({}), 0
     for i, step in enumerate(steps):
         seen, clean = trace.clean(predicted, step.level, step.timestep)
         corrected = seen
         if i > 0:
-            corrected = corrected - _unipc_sum(past, step.level, used, bh1, None)
-            corrected = corrected + _unipc_sum(past, step.level, used, bh1, clean)
+            corrected = seen - expected + _unipc_sum(past, step.level, used, bh1, clean)
         past = [(clean, step.level), *past][:order]
         used = min(order, len(steps) - i, i + 1)
-        predicted = corrected * (step.target.sigma / step.level.sigma)
-        predicted = predicted + _unipc_sum(past, step.target, used, bh1, None)
+        expected = _unipc_sum(past, step.target, used, bh1, None)
+        predicted = corrected * (step.target.sigma / step.level.sigma) + expected
     return predicted
 
 

@@ -6,6 +6,7 @@ What diffusers computes in float32 is computed so here too where it shows (1 - a
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,12 +114,22 @@ class TrainedSchedule:
         return np.interp(np.log(np.maximum(sigmas, 1e-10)), self.log_sigmas, np.arange(self.length))
 
     def timestep_of(self, sigma: float) -> float:
-        """The timestep at one sigma."""
-        return float(self.timestep_at(np.array([sigma]))[0])
+        """The timestep at one sigma, as `timestep_at`."""
+        logs = self._log_list
+        at = math.log(max(sigma, 1e-10))
+        i = bisect_right(logs, at)
+        if i in (0, len(logs)):
+            return float(max(i - 1, 0))
+        return i - 1 + (at - logs[i - 1]) / (logs[i] - logs[i - 1])
 
     @cached_property
     def log_sigmas(self) -> Floats:
         return np.log(self.sigmas)
+
+    @cached_property
+    def _log_list(self) -> list[float]:
+        values: list[float] = self.log_sigmas.tolist()
+        return values
 
 
 def _known(config: Mapping[str, Any], key: str, known: tuple[str, ...], default: str) -> str:

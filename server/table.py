@@ -47,7 +47,8 @@ class Linear:
         return Linear(merged)
 
     def __mul__(self, factor: float) -> Linear:
-        return Linear({symbol: float(value * factor) for symbol, value in self.terms.items()})
+        number = float(factor)
+        return Linear({symbol: value * number for symbol, value in self.terms.items()})
 
     __rmul__ = __mul__
 
@@ -206,16 +207,18 @@ class Table:
         calls = range(len(lines))
         fused = np.stack([lines[:, A] + lines[:, B] * lines[:, U], lines[:, B] * lines[:, V]], axis=1)
         older = lines[:, [A1, B + 1, B + 2, B + 3]] != 0
-        keeps_x = [bool(older[call + 1 : call + 2, 0].any()) for call in calls]
-        keeps_h = [any(older[call + age :][:1, age].any() for age in range(1, HISTORY)) for call in calls]
+        later = np.concatenate([older, np.zeros((HISTORY, older.shape[1]), np.bool_)])
+        keeps_x = later[1 : 1 + len(lines), 0]
+        keeps_h = np.any([later[age : age + len(lines), age] for age in range(1, HISTORY)], axis=0)
+        plain = ~(keeps_x | keeps_h | older.any(axis=1))
         return cls(
             lines=_frozen(lines),
             initial_scale=initial_scale,
             draws=tuple(call in drawn for call in calls),
             fused=_frozen(fused),
-            keeps_x=tuple(keeps_x),
-            keeps_h=tuple(keeps_h),
-            plain=tuple(not (keeps_x[call] or keeps_h[call] or older[call].any()) for call in calls),
+            keeps_x=tuple(keeps_x.tolist()),
+            keeps_h=tuple(keeps_h.tolist()),
+            plain=tuple(plain.tolist()),
         )
 
     @property
