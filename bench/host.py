@@ -27,8 +27,8 @@ from server.schedule import TrainedSchedule
 SIDE, STEPS, TOKENS, WIDTH = 64, 50, 77, 768
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
 MIX = ("euler", "euler_ancestral", "heun", "lms", "dpmpp_2m", "unipc", "deis", "ddim")
-# 1,000 characters with all that the syntax has.
-PROMPT = 12 * "a (red:1.2) [circle], ((large)) star [square:ring:0.4] on a [blue|green] background, \\(plain\\) "
+# 1,000 characters; alternation is left out, which is read anew for each of its texts.
+PROMPT = 12 * "a (red:1.2) [circle], ((large)) star [square:ring:0.4] on a blue background, \\(plain\\) "
 PROMPT = PROMPT[:1000]
 
 
