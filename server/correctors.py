@@ -42,17 +42,18 @@ def _unipc_sum(
     m0, level = past[0]
     h = log_step(level, target)
     rise = math.expm1(-h)
-    total = m0 * (-target.alpha * rise)
     if order == 1 and arrived is None:
-        return total
+        return m0 * (-target.alpha * rise)
     scale = -h if bh1 else rise
     points = [-log_step(at, level) / h for _, at in past[1:order]]
-    slopes = [(m - m0) / r for (m, _), r in zip(past[1:order], points, strict=True)]
+    outputs = [m for m, _ in past[1:order]]
+    # Slopes from m0: (m - m0) / r at each point; where the step arrived, r = 1.
     if arrived is not None:
-        points, slopes = [*points, 1.0], [*slopes, arrived - m0]
-    for weight, slope in zip(_unipc_weights(points, h, scale), slopes, strict=True):
-        total = total - slope * (target.alpha * scale * weight)
-    return total
+        points, outputs = [*points, 1.0], [*outputs, arrived]
+    weights = _unipc_weights(points, h, scale)
+    factors = [-target.alpha * scale * weight / point for weight, point in zip(weights, points, strict=True)]
+    own = -target.alpha * rise - sum(factors)
+    return Linear.weighted([(m0, own), *zip(outputs, factors, strict=True)])
 
 
 def _unipc_weights(points: list[float], h: float, scale: float) -> list[float]:
