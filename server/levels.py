@@ -160,7 +160,7 @@ RANGED: dict[str, Ranged] = {
 def sgm_uniform(trained: TrainedSchedule, steps: int) -> Floats:
     """Stability's generative-models: n + 1 even timesteps, the last left out; log-interpolated."""
     timesteps = np.linspace(trained.length - 1, 0, steps + 1)[:-1]
-    return np.exp(np.interp(timesteps, np.arange(trained.length), np.log(trained.sigmas)))
+    return np.exp(np.interp(timesteps, np.arange(trained.length), trained.log_sigmas))
 
 
 def simple(trained: TrainedSchedule, steps: int) -> Floats:

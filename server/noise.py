@@ -54,6 +54,21 @@ class Noise(Protocol):
     def normal(self, shape: tuple[int, ...]) -> Float32Array: ...
 
 
+def check_seed(seed: int) -> None:
+    """Raises ValueError outside 0 <= seed < 2**64."""
+    if not 0 <= seed < _SEED_LIMIT:
+        raise ValueError(
+            f"seed {seed} is out of range: it must be an integer from 0 to 2**64 - 1 (18446744073709551615); "
+            "reduce a larger or negative number with `seed % 2**64`"
+        )
+
+
+def check_shape(shape: tuple[int, ...]) -> None:
+    """Raises ValueError for a negative size."""
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape {shape} has a negative size: give sizes of 0 or more, e.g. (1, 4, 64, 64)")
+
+
 class TorchGenerator:
     """torch's CPU random generator for standard normal draws, without torch.
 
@@ -68,11 +83,7 @@ class TorchGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < _SEED_LIMIT:
-            raise ValueError(
-                f"seed {seed} is out of range: it must be an integer from 0 to 2**64 - 1 (18446744073709551615); "
-                "reduce a larger or negative number with `seed % 2**64`"
-            )
+        check_seed(seed)
         # numpy promises that RandomState's stream never changes (NEP 19); an int seed is MT19937's init_genrand.
         self._engine = np.random.RandomState(seed % _WORD_LIMIT)
         self._spare: float | None = None
@@ -91,8 +102,7 @@ class TorchGenerator:
 
         Source: `normal_kernel` in torch's ATen/native/cpu/DistributionTemplates.h.
         """
-        if any(size < 0 for size in shape):
-            raise ValueError(f"shape {shape} has a negative size: give sizes of 0 or more, e.g. (1, 4, 64, 64)")
+        check_shape(shape)
         count = math.prod(shape)
         if count < _GROUP:
             values = np.array([self._next_double() for _ in range(count)], dtype=np.float64).astype(np.float32)

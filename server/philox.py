@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from server.noise import Float32Array
+from server.noise import Float32Array, check_seed, check_shape
 
 # 32-bit words, held in 64 bits so that a product of two is exact.
 Words: TypeAlias = npt.NDArray[np.uint64]
@@ -44,11 +44,7 @@ class PhiloxGenerator:
     """
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < 2**64:
-            raise ValueError(
-                f"seed {seed} is out of range: it must be an integer from 0 to 2**64 - 1 (18446744073709551615); "
-                "reduce a larger or negative number with `seed % 2**64`"
-            )
+        check_seed(seed)
         self._key = (seed % _WORD_LIMIT, seed // _WORD_LIMIT)
         self._draws = 0
 
@@ -69,8 +65,7 @@ class PhiloxGenerator:
 
         Source: `Generator.randn` in A1111's modules/rng_philox.py.
         """
-        if any(size < 0 for size in shape):
-            raise ValueError(f"shape {shape} has a negative size: give sizes of 0 or more, e.g. (1, 4, 64, 64)")
+        check_shape(shape)
         zero = np.zeros(1, dtype=np.uint64)
         draw = np.full(1, self._draws, dtype=np.uint64)
         index = np.arange(math.prod(shape), dtype=np.uint64)

@@ -23,9 +23,8 @@ def ddim(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *
     for step in steps:
         level, target = step.level, step.target
         x, clean = trace.clean(x, level, step.timestep)
-        noise = (x - clean * level.alpha) / level.sigma
         deviation = eta * math.sqrt(_variance(level, target))
-        x = clean * target.alpha + noise * math.sqrt(max(0.0, target.sigma**2 - deviation**2))
+        x = _moved(x, clean, level, target.alpha, math.sqrt(max(0.0, target.sigma**2 - deviation**2)))
         if eta > 0:
             x = x + trace.noise() * deviation
     return x
@@ -64,9 +63,7 @@ def pndm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -
             x = _pndm_start(trace, x, raw, steps, trained)
             continue
         weights = BASHFORTH[len(outputs) - 1]
-        mean = Linear({})
-        for weight, output in zip(weights, outputs, strict=True):
-            mean = mean + output * weight
+        mean = Linear.weighted(zip(outputs, weights, strict=True))
         x = _ddim_step(trace, x, mean, step.level, step.target)
     return x
 
@@ -84,9 +81,13 @@ def _pndm_start(trace: Trace, x: Linear, raw: Linear, steps: list[Step], trained
 
 
 def _ddim_step(trace: Trace, x: Linear, raw: Linear, level: Level, target: Level) -> Linear:
-    clean = trace.to_clean(x, raw, level)
+    return _moved(x, trace.to_clean(x, raw, level), level, target.alpha, target.sigma)
+
+
+def _moved(x: Linear, clean: Linear, level: Level, alpha: float, sigma: float) -> Linear:
+    """As much of the clean latent, and of the noise that x holds beside it."""
     noise = (x - clean * level.alpha) / level.sigma
-    return clean * target.alpha + noise * target.sigma
+    return clean * alpha + noise * sigma
 
 
 def lcm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
@@ -107,8 +108,7 @@ def tcd(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *,
         following = int(steps[i + 1].timestep) if i + 1 < len(steps) else 0
         target, nearer = trained.level(following), trained.level(math.floor((1 - eta) * following))
         x, clean = trace.clean(x, step.level, step.timestep)
-        noise = (x - clean * step.level.alpha) / step.level.sigma
-        x = clean * nearer.alpha + noise * nearer.sigma
+        x = _moved(x, clean, step.level, nearer.alpha, nearer.sigma)
         if eta > 0 and i + 1 < len(steps):
             kept = target.alpha / nearer.alpha
             x = x * kept + trace.noise() * math.sqrt(max(0.0, 1 - kept**2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -159,7 +160,7 @@ class BucketState:
     def _contexts(self, call: Call, rows: int) -> Array:
         """(rows, tokens, width); made again only when a condition differs from the last call's."""
         conditions: list[object] = [job.condition for job in call.jobs]
-        same = len(conditions) == len(self._conditions) and all(map(_is, conditions, self._conditions))
+        same = len(conditions) == len(self._conditions) and all(map(is_, conditions, self._conditions))
         if self._context is None or not same or len(self._context) != rows:
             found = [job.condition for job in call.jobs]
             parts = [condition.positives[0] for condition in found]
@@ -204,10 +205,6 @@ class BucketState:
             h += np.multiply(m, line[V], out=self._term)
 
 
-def _is(one: object, other: object) -> bool:
-    return one is other
-
-
 def guide(call: Call, output: Array, out: Array) -> Array:
     """Classifier-free guidance, Ho and Salimans (2022): negative + sum of scale * (positive - negative).
 
@@ -243,6 +240,7 @@ def guide(call: Call, output: Array, out: Array) -> Array:
         m[i] += (further[k] - negative[call.guided.index(i)]) * np.float32(call.jobs[i].condition.scales[seen[i]])
     for i in call.guided:
         if share := call.jobs[i].request.guidance_rescale:
-            ratio = float(positive[i].std(ddof=1)) / float(m[i].std(ddof=1))
-            m[i] *= np.float32(share * ratio + 1 - share)
+            # A result without deviation has nothing to rescale, and must not fail the others of its call.
+            deviation = float(m[i].std(ddof=1)) or 1.0
+            m[i] *= np.float32(share * float(positive[i].std(ddof=1)) / deviation + 1 - share)
     return m

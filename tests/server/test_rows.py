@@ -265,6 +265,17 @@ def test_rescaled_guidance_takes_on_the_positives_deviation(share: float) -> Non
     np.testing.assert_allclose(found[1], guided[1], rtol=1e-4, atol=1e-5)
 
 
+def test_a_result_without_deviation_is_not_rescaled_and_harms_nobody() -> None:
+    flat, plain = composed([7.0], True, 1.0), composed([7.0], True)
+    output = np.ones((4, *SHAPE), np.float32)
+    state = BucketState(4, SHAPE)
+    state.join(flat)
+    state.join(plain)
+    found = guide(state.call(batch_of(flat, plain)), output, np.empty((2, *SHAPE), np.float32))
+    assert np.isfinite(found).all()
+    assert (found[1] == 1).all()
+
+
 def test_rows_are_positives_in_order_then_negatives_of_the_guided_then_padding() -> None:
     tables = [sampler_table("euler", Choice(steps=steps), trained()) for steps in (4, 5, 6)]
     scales = (5.0, 1.0, 2.0)
