@@ -27,11 +27,12 @@ def unipc(
         seen, clean = trace.clean(predicted, step.level, step.timestep)
         corrected = seen
         if i > 0:
-            corrected = seen - expected + _unipc_sum(past, step.level, used, bh1, clean)
+            gain = _unipc_sum(past, step.level, used, bh1, clean)
+            corrected = Linear.weighted([(seen, 1.0), (expected, -1.0), (gain, 1.0)])
         past = [(clean, step.level), *past][:order]
         used = min(order, len(steps) - i, i + 1)
         expected = _unipc_sum(past, step.target, used, bh1, None)
-        predicted = corrected * (step.target.sigma / step.level.sigma) + expected
+        predicted = Linear.weighted([(corrected, step.target.sigma / step.level.sigma), (expected, 1.0)])
     return predicted
 
 
@@ -70,7 +71,11 @@ def _unipc_weights(points: list[float], h: float, scale: float) -> list[float]:
 
 
 def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
-    """Gaussian elimination of a system of two or three equations, where numpy's call costs more than its answer."""
+    """Solve two or three equations, where numpy's call costs more than its answer."""
+    if len(right) == 2:
+        (a, b), (c, d) = matrix
+        determinant = a * d - b * c
+        return [(right[0] * d - b * right[1]) / determinant, (a * right[1] - c * right[0]) / determinant]
     rows = [[*row, value] for row, value in zip(matrix, right, strict=True)]
     for k, pivot in enumerate(rows):
         pivot[:] = [value / pivot[k] for value in pivot]

@@ -77,8 +77,8 @@ def _heun_step(trace: Trace, x: Linear, here: tuple[float, float], there: tuple[
     if target == 0:
         return reached
     reached, clean = _clean(trace, reached, target, there[0])
-    d_there = (reached - clean) / target
-    return x + (d + d_there) * ((target - sigma) / 2)
+    half = (target - sigma) / 2
+    return Linear.weighted([(x, 1.0), (d, half), (reached, half / target), (clean, -half / target)])
 
 
 def dpm2(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
@@ -106,8 +106,8 @@ def _midpoint_step(
     down, up = ancestral(sigma, target, eta)
     middle = math.sqrt(sigma * down)
     halfway, clean = _clean(trace, x + d * (middle - sigma), middle, trained.timestep_of(middle))
-    d_middle = (halfway - clean) / middle
-    return x + d_middle * (down - sigma) + _fresh(trace, eta) * up
+    step = (down - sigma) / middle
+    return Linear.weighted([(x, 1.0), (halfway, step), (clean, -step), (_fresh(trace, eta), up)])
 
 
 def lms(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 4) -> Linear:
@@ -117,19 +117,21 @@ def lms(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *,
     for t, sigma, target in _sigmas(steps):
         x, d = trace.epsilon(x, Level(1.0, sigma), t)
         derivatives, sigmas = [d, *derivatives][:order], [sigma, *sigmas][:order]
-        for i, derivative in enumerate(derivatives):
-            x = x + derivative * _integral(sigmas, i, sigma, target)
+        weights = [_integral(sigmas, i, sigma, target) for i in range(len(sigmas))]
+        x = Linear.weighted([(x, 1.0), *zip(derivatives, weights, strict=True)])
     return x
 
 
 def _integral(nodes: list[float], i: int, start: float, end: float) -> float:
     """Of the i-th Lagrange polynomial on up to four nodes, from start to end."""
     half, middle = (end - start) / 2, (start + end) / 2
-    return half * sum(_lagrange(nodes, i, middle + sign * GAUSS * half) for sign in (-1.0, 1.0))
-
-
-def _lagrange(nodes: list[float], i: int, at: float) -> float:
-    return math.prod((at - node) / (nodes[i] - node) for k, node in enumerate(nodes) if k != i)
+    low, high, scale = middle - GAUSS * half, middle + GAUSS * half, 1.0
+    at_low = at_high = 1.0
+    for node in nodes[:i] + nodes[i + 1 :]:
+        at_low *= low - node
+        at_high *= high - node
+        scale *= nodes[i] - node
+    return half * (at_low + at_high) / scale
 
 
 def dpmpp_2s_ancestral(
@@ -163,14 +165,13 @@ def dpmpp_sde(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedu
         middle = math.sqrt(sigma * target)
         down, up = ancestral(sigma, middle, eta)
         first = _fresh(trace, eta)
-        halfway = x * (down / sigma) + clean * (1 - down / sigma) + first * up
+        halfway = Linear.weighted([(x, down / sigma), (clean, 1 - down / sigma), (first, up)])
         halfway, clean_middle = _clean(trace, halfway, middle, trained.timestep_of(middle))
         down, up = ancestral(sigma, target, eta)
-        # r = 1/2 makes the weight of the first estimate 1 - 1/(2r) = 0.
-        x = x * (down / sigma) + clean_middle * (1 - down / sigma)
         share = (sigma - middle) / (sigma - target)
-        path = first * math.sqrt(share) + _fresh(trace, eta) * math.sqrt(1 - share)
-        x = x + path * up
+        path = [(first, up * math.sqrt(share)), (_fresh(trace, eta), up * math.sqrt(1 - share))]
+        # r = 1/2 makes the weight of the first estimate 1 - 1/(2r) = 0.
+        x = Linear.weighted([(x, down / sigma), (clean_middle, 1 - down / sigma), *path])
     return x
 
 

@@ -37,6 +37,7 @@ class Job:
         arrival: when it was admitted, in seconds of the server's clock.
         deadline: when it is no longer wanted, on the same clock.
         step_index: UNet calls done.
+        drawn: the last call that noise was drawn for.
         slot: its line in the bucket's state while it runs.
         started: when its first call began.
         call_share: the part of all its calls that was its own: 1 / jobs in the call, summed.
@@ -50,6 +51,7 @@ class Job:
     deadline: float | None = None
     status: JobStatus = JobStatus.WAITING
     step_index: int = 0
+    drawn: int = -1
     slot: int = -1
     started: float = 0.0
     call_share: float = 0.0

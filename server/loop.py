@@ -7,12 +7,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 from server.errors import Cancelled, Overloaded, ServerError
 from server.job import Batch, Bucket, Job, JobStatus
 from server.pipeline import Pipeline
-from server.rows import Array, BucketState, Call
+from server.rows import Array, BucketState
 from server.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
@@ -115,18 +115,16 @@ class DenoiseLoop:
         state = self._states[batch.bucket]
         call = state.call(batch)
         feeds = state.feeds(call)
-        noise = self._draw(call, feeds["sample"].shape[1:])
+        # Noise is needed after the UNet call, and numpy lets other threads run while it draws.
+        drawing = self._noise_drawer.submit(state.draw, call) if call.draws else None
         output = self._pipeline.denoise(feeds)
+        if drawing is not None:
+            drawing.result()
         self.calls += 1
-        state.advance(call, output, noise.result() if noise else ())
+        state.advance(call, output)
         for job in batch.jobs:
             job.call_share += 1 / len(batch.jobs)
             job.reply.step_done(job.calls * job.request.num_images)
-
-    def _draw(self, call: Call, shape: tuple[int, ...]) -> Future[list[Array | None]] | None:
-        """Noise is drawn beside the UNet call: it is needed after it, and numpy lets other threads run."""
-        needed = [job.work.table.draws[job.step_index] for job in call.jobs]
-        return self._noise_drawer.submit(_draw_noise, call.jobs, needed, shape) if any(needed) else None
 
     def _emit(self, job: Job) -> None:
         state = self._states[job.bucket]
@@ -159,7 +157,3 @@ class DenoiseLoop:
         for job in batch.jobs:
             self._end(job, JobStatus.FAILED)
             job.reply.fail(ServerError(f"the UNet call failed: {error}"))
-
-
-def _draw_noise(jobs: tuple[Job, ...], needed: list[bool], shape: tuple[int, ...]) -> list[Array | None]:
-    return [job.work.noise.normal(shape) if need else None for job, need in zip(jobs, needed, strict=True)]

@@ -8,16 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from operator import is_
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from server import fused
 from server.job import Batch, Job
-from server.table import A1, C_IN, HISTORY, TIMESTEP, B, N, U, V
+from server.table import C_IN, HISTORY, TIMESTEP
+
+if TYPE_CHECKING:
+    from server.conditioning import Condition
 
 Array: TypeAlias = npt.NDArray[np.float32]
+Integers: TypeAlias = npt.NDArray[np.int64]
 Feeds: TypeAlias = dict[str, npt.NDArray[Any]]
 
 
@@ -36,41 +42,83 @@ def padded_size(size: int, sizes: Sequence[int]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Layout:
+    """Which row of a call is whose; the same for every call of the same conditions.
+
+    Attributes:
+        rows: without padding.
+        owners: (padded rows,) the index of the job of each row, -1 for padding.
+        negatives: (jobs,) the negative row of each job, -1 where it has none.
+        further: (jobs + 1,) where the further positive rows of each job begin.
+        scales: (jobs + further rows,) guidance scales, job after job.
+        context: (padded rows, tokens, width).
+    """
+
+    rows: int
+    owners: Integers
+    negatives: Integers
+    further: Integers
+    scales: Array
+    context: Array
+
+    @classmethod
+    def of(cls, conditions: Sequence[Condition], batch_sizes: Sequence[int]) -> Layout:
+        """The rows of jobs that have these conditions, in this order."""
+        n = len(conditions)
+        guided = [i for i, condition in enumerate(conditions) if condition.negative is not None]
+        extra = [len(condition.positives) - 1 for condition in conditions]
+        further = list(accumulate(extra, initial=n + len(guided)))
+        rows = further[-1]
+        padding = padded_size(rows, batch_sizes) - rows
+        negatives = np.full(n, -1, np.int64)
+        negatives[guided] = range(n, n + len(guided))
+        owners = [*range(n), *guided, *(i for i, count in enumerate(extra) for _ in range(count)), *[-1] * padding]
+        parts = [condition.positives[0] for condition in conditions]
+        parts += [condition.negative for condition in conditions if condition.negative is not None]
+        parts += [states for condition in conditions for states in condition.positives[1:]]
+        return cls(
+            rows=rows,
+            owners=np.array(owners, np.int64),
+            negatives=negatives,
+            further=np.array(further, np.int64),
+            scales=np.array([scale for condition in conditions for scale in condition.scales], np.float32),
+            context=np.stack(parts + [parts[0]] * padding),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One UNet call.
 
     Attributes:
         jobs: in the order of their slots.
-        slots: their lines in the state; a slice when they are the first ones, all of them.
+        slots: (jobs,) their lines in the state.
+        steps: (jobs,) UNet calls that each has behind it.
         lines: (jobs, columns) of their tables.
-        fused: (jobs, 2): x' = fused_0 * x + fused_1 * m, before older terms and noise.
-        guided: the indices of the jobs with a negative row.
-        further: the index of the job of each further positive row.
-        rows: without padding.
+        layout: whose the rows are.
     """
 
     jobs: tuple[Job, ...]
-    slots: slice | npt.NDArray[np.intp]
+    slots: Integers
+    steps: Integers
     lines: Array
-    fused: Array
-    guided: list[int]
-    further: list[int]
-    rows: int
+    layout: Layout
 
     @property
-    def all_guided(self) -> bool:
-        return len(self.guided) == len(self.jobs)
+    def rows(self) -> int:
+        """Without padding."""
+        return self.layout.rows
 
-
-def _spread(values: Array) -> Array:
-    spread: Array = values.reshape(-1, 1, 1, 1)
-    return spread
+    @property
+    def draws(self) -> bool:
+        """Whether any of its jobs draws noise after it."""
+        return any(job.work.table.draws[job.step_index] for job in self.jobs)
 
 
 class BucketState:
     """What the running jobs of a bucket keep between calls: latent, previous latent, four kept outputs.
 
-    The lines of running jobs are always the first ones, so that a call of all of them needs no gathering.
+    The lines of running jobs are always the first ones, so that a call of all of them goes through memory in order.
 
     Args:
         capacity: jobs at most.
@@ -82,15 +130,15 @@ class BucketState:
         self.jobs: list[Job] = []
         self._capacity = capacity
         self._shape = shape
-        self._x = np.zeros((capacity, *shape), np.float32)
-        self._next = np.zeros_like(self._x)
+        size = int(np.prod(shape))
+        self._x = np.zeros((capacity, size), np.float32)
         self._x_prev = np.zeros_like(self._x)
-        self._h = np.zeros((capacity, HISTORY, *shape), np.float32)
-        self._m = np.zeros_like(self._x)
-        self._term = np.zeros(shape, np.float32)
+        self._h = np.zeros((capacity * HISTORY, size), np.float32)
+        self._noise = np.zeros_like(self._x)
+        self._sample = np.zeros((0, *shape), np.float32)
         self._batch_sizes = tuple(batch_sizes)
-        self._context: Array | None = None
-        self._conditions: list[object] = []
+        self._layout: Layout | None = None
+        self._conditions: list[Condition] = []
 
     def join(self, job: Job) -> None:
         """Give a job a slot and its first latent.
@@ -102,7 +150,7 @@ class BucketState:
             raise RuntimeError(f"all {self._capacity} slots are taken")
         job.slot = len(self.jobs)
         self.jobs.append(job)
-        self._x[job.slot] = job.work.noise.normal(self._shape) * np.float32(job.work.table.initial_scale)
+        self._x[job.slot] = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
 
     def leave(self, job: Job) -> None:
         """Free a job's slot; the last job moves there.
@@ -114,7 +162,7 @@ class BucketState:
             raise RuntimeError(f"slot {job.slot} is not this job's")
         last = self.jobs.pop()
         if last is not job:
-            for state in (self._x, self._x_prev, self._h):
+            for state in (self._x, self._x_prev, self._noise, self._h.reshape(self._capacity, -1)):
                 state[job.slot] = state[last.slot]
             self.jobs[job.slot] = last
             last.slot = job.slot
@@ -122,125 +170,61 @@ class BucketState:
 
     def latent(self, job: Job) -> Array:
         """A copy of a job's latent, (c, h, w)."""
-        values: Array = self._x[job.slot].copy()
+        values: Array = self._x[job.slot].reshape(self._shape).copy()
         return values
 
     def call(self, batch: Batch) -> Call:
         """The next call of these jobs."""
         jobs = tuple(sorted(batch.jobs, key=lambda job: job.slot))
-        whole = len(jobs) == len(self.jobs)
-        conditions = [job.condition for job in jobs]
-        further = [i for i, condition in enumerate(conditions) for _ in condition.positives[1:]]
-        guided = [i for i, condition in enumerate(conditions) if condition.negative is not None]
         return Call(
             jobs=jobs,
-            slots=slice(0, len(jobs)) if whole else np.array([job.slot for job in jobs], np.intp),
+            slots=np.array([job.slot for job in jobs], np.int64),
+            steps=np.array([job.step_index for job in jobs], np.int64),
             lines=np.stack([job.work.table.lines[job.step_index] for job in jobs]),
-            fused=np.stack([job.work.table.fused[job.step_index] for job in jobs]),
-            guided=guided,
-            further=further,
-            rows=len(jobs) + len(guided) + len(further),
+            layout=self._laid_out([job.condition for job in jobs]),
         )
 
-    def feeds(self, call: Call) -> Feeds:
-        """The UNet's inputs; rows beyond the call's are zero latents that nobody sees."""
-        n, g = len(call.jobs), len(call.guided)
-        rows = padded_size(call.rows, self._batch_sizes)
-        sample = np.empty((rows, *self._shape), np.float32)
-        np.multiply(self._x[call.slots], _spread(call.lines[:, C_IN]), out=sample[:n])
-        timestep = np.zeros(rows, np.float32)
-        timestep[:n] = call.lines[:, TIMESTEP]
-        sample[n : n + g] = sample[:n] if call.all_guided else sample[call.guided]
-        timestep[n : n + g] = timestep[call.guided]
-        sample[n + g : call.rows] = sample[call.further]
-        timestep[n + g : call.rows] = timestep[call.further]
-        sample[call.rows :] = 0
-        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": self._contexts(call, rows)}
-
-    def _contexts(self, call: Call, rows: int) -> Array:
-        """(rows, tokens, width); made again only when a condition differs from the last call's."""
-        conditions: list[object] = [job.condition for job in call.jobs]
+    def _laid_out(self, conditions: list[Condition]) -> Layout:
+        """Made again only when a condition differs from the last call's."""
         same = len(conditions) == len(self._conditions) and all(map(is_, conditions, self._conditions))
-        if self._context is None or not same or len(self._context) != rows:
-            found = [job.condition for job in call.jobs]
-            parts = [condition.positives[0] for condition in found]
-            parts += [condition.negative for condition in found if condition.negative is not None]
-            parts += [states for condition in found for states in condition.positives[1:]]
-            parts += [parts[0]] * (rows - call.rows)
-            self._context, self._conditions = np.stack(parts), conditions
-        return self._context
+        if self._layout is None or not same:
+            self._layout, self._conditions = Layout.of(conditions, self._batch_sizes), conditions
+        return self._layout
 
-    def advance(self, call: Call, output: Array, noise: Sequence[Array | None]) -> None:
-        """Move every job's latent along its line of the table."""
-        n = len(call.jobs)
-        m = guide(call, output, self._m[:n])
-        x = self._x[call.slots]
-        following = self._next[:n]
-        np.multiply(x, _spread(call.fused[:, 0]), out=following)
-        for i, job in enumerate(call.jobs):
-            if not job.work.table.plain[job.step_index]:
-                self._remember(job, call.lines[i], following[i], x[i], m[i])
-        following += np.multiply(m, _spread(call.fused[:, 1]), out=self._m[:n])
-        for i, fresh in enumerate(noise):
-            if fresh is not None:
-                following[i] += fresh * call.lines[i, N]
-        if isinstance(call.slots, slice):
-            self._x, self._next = self._next, self._x
-        else:
-            self._x[call.slots] = following
+    def feeds(self, call: Call) -> Feeds:
+        """The UNet's inputs, valid until the next call; rows beyond the call's are zero latents that nobody sees."""
+        layout = call.layout
+        rows = len(layout.owners)
+        if len(self._sample) < rows:
+            self._sample = np.zeros((rows, *self._shape), np.float32)
+        sample = self._sample[:rows]
+        fused.gather(self._x, call.slots, layout.owners, np.ascontiguousarray(call.lines[:, C_IN]), fused.flat(sample))
+        timestep = np.append(call.lines[:, TIMESTEP], np.float32(0))[layout.owners]
+        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
 
-    def _remember(self, job: Job, line: Array, following: Array, x: Array, m: Array) -> None:
-        """Add what older latents and outputs give to the next latent; keep what later lines need."""
-        table, step, slot = job.work.table, job.step_index, job.slot
-        if line[A1]:
-            following += np.multiply(self._x_prev[slot], line[A1], out=self._term)
-        for age in range(1, HISTORY):
-            if line[B + age]:
-                following += np.multiply(self._h[slot, (step - age) % HISTORY], line[B + age], out=self._term)
-        if table.keeps_x[step]:
-            self._x_prev[slot] = x
-        if table.keeps_h[step]:
-            h = self._h[slot, step % HISTORY]
-            np.multiply(x, line[U], out=h)
-            h += np.multiply(m, line[V], out=self._term)
+    def draw(self, call: Call) -> None:
+        """Draw the noise that follows the call; what was drawn for a call that failed serves when it is made again."""
+        for job in call.jobs:
+            if job.work.table.draws[job.step_index] and job.drawn < job.step_index:
+                self._noise[job.slot] = job.work.noise.normal(self._shape).ravel()
+                job.drawn = job.step_index
 
+    def advance(self, call: Call, output: Array) -> None:
+        """Guide the UNet's output and move every job's latent along its line of the table.
 
-def guide(call: Call, output: Array, out: Array) -> Array:
-    """Classifier-free guidance, Ho and Salimans (2022): negative + sum of scale * (positive - negative).
-
-    With several positives this is composition, Liu et al. (2022). Rescaled guidance is Lin et al. (2023), 3.4: the
-    result takes on some of the first positive's deviation, over channels, height and width.
-
-    Args:
-        output: (rows, c, h, w) in the order of a call's rows; padding may follow.
-        out: (jobs, c, h, w) to write to.
-
-    Returns:
-        (jobs, c, h, w): `out`, or where nothing is guided a part of `output`.
-    """
-    n, g = len(call.jobs), len(call.guided)
-    positive, negative, further = output[:n], output[n : n + g], output[n + g : call.rows]
-    if not call.guided:
-        return positive
-    scales = np.array([call.jobs[i].condition.scales[0] for i in call.guided], np.float32)
-    m = out
-    if call.all_guided:
-        np.subtract(positive, negative, out=m)
-        m *= _spread(scales)
-        m += negative
-    else:
-        m[:] = positive
-        for k, i in enumerate(call.guided):
-            m[i] -= negative[k]
-            m[i] *= scales[k]
-            m[i] += negative[k]
-    seen: dict[int, int] = {}
-    for k, i in enumerate(call.further):
-        seen[i] = seen.get(i, 0) + 1
-        m[i] += (further[k] - negative[call.guided.index(i)]) * np.float32(call.jobs[i].condition.scales[seen[i]])
-    for i in call.guided:
-        if share := call.jobs[i].request.guidance_rescale:
-            # A result without deviation has nothing to rescale, and must not fail the others of its call.
-            deviation = float(m[i].std(ddof=1)) or 1.0
-            m[i] *= np.float32(share * float(positive[i].std(ddof=1)) / deviation + 1 - share)
-    return m
+        Rescaled guidance is Lin et al. (2023), 3.4; several positives are composed as in Liu et al. (2022).
+        """
+        tables = [(job.work.table, job.step_index) for job in call.jobs]
+        fused.advance(
+            (self._x, self._x_prev, self._h, self._noise),
+            fused.flat(np.require(output, requirements=["C", "W"])),
+            call.lines,
+            np.stack([table.fused[step] for table, step in tables]),
+            call.slots,
+            call.steps,
+            call.layout.negatives,
+            call.layout.further,
+            np.array([job.request.guidance_rescale for job in call.jobs], np.float32),
+            call.layout.scales,
+            np.stack([table.keeps[step] for table, step in tables]),
+        )

@@ -24,6 +24,8 @@ COLUMNS = ("timestep", "c_in", "u", "v", "a", "a1", "b0", "b1", "b2", "b3", "n")
 TIMESTEP, C_IN, U, V, A, A1, B, N = 0, 1, 2, 3, 4, 5, 6, 10
 
 Symbol: TypeAlias = tuple[Literal["x", "h", "noise"], int]
+COLUMN = {"x": A, "h": B, "noise": N}
+NOTHING = (0.0,) * (len(COLUMNS) - A)
 # For how many calls, the present one included, a job has each.
 MEMORY = {"x": 2, "h": HISTORY, "noise": 1}
 
@@ -41,7 +43,7 @@ class Linear:
         self.terms = terms
 
     def __add__(self, other: Linear) -> Linear:
-        merged = dict(self.terms)
+        merged = self.terms.copy()
         for symbol, factor in other.terms.items():
             merged[symbol] = merged.get(symbol, 0.0) + factor
         return Linear(merged)
@@ -56,7 +58,10 @@ class Linear:
         return self * -1.0
 
     def __sub__(self, other: Linear) -> Linear:
-        return self + (-other)
+        merged = self.terms.copy()
+        for symbol, factor in other.terms.items():
+            merged[symbol] = merged.get(symbol, 0.0) - factor
+        return Linear(merged)
 
     def __truediv__(self, divisor: float) -> Linear:
         return self * (1.0 / divisor)
@@ -99,7 +104,7 @@ class Trace:
     """What a sampler calls while it is traced: the network, and fresh noise."""
 
     def __init__(self, prediction_type: str) -> None:
-        self.lines: list[npt.NDArray[np.float64]] = []
+        self.lines: list[list[float]] = []
         self.drawn: set[int] = set()
         self._prediction_type = prediction_type
         self._written: list[dict[Symbol, float]] = []
@@ -132,7 +137,7 @@ class Trace:
 
     def finish(self, x: Linear) -> npt.NDArray[np.float64]:
         self._close(x)
-        return np.stack(self.lines)
+        return np.array(self.lines, np.float64)
 
     def _to_clean(self, level: Level) -> tuple[float, float]:
         squared = level.alpha**2 + level.sigma**2
@@ -147,10 +152,8 @@ class Trace:
             self._close(x)
         elif x.terms != {("x", 0): 1.0}:
             raise TraceError("the first network call must be at the first latent")
-        line = np.zeros(len(COLUMNS))
-        line[[TIMESTEP, C_IN, U, V]] = timestep, 1 / math.hypot(level.alpha, level.sigma), u, v
-        self.lines.append(line)
-        call = len(self.lines) - 1
+        call = len(self.lines)
+        self.lines.append([timestep, 1 / math.hypot(level.alpha, level.sigma), u, v, *NOTHING])
         return Linear({("x", call): 1.0}), Linear({("h", call): 1.0})
 
     def _close(self, x: Linear) -> None:
@@ -160,18 +163,19 @@ class Trace:
         terms = self._remembered(x)
         self._written.append(terms)
         for (kind, index), factor in terms.items():
-            line[{"x": A, "h": B, "noise": N}[kind] + last - index] = factor
+            line[COLUMN[kind] + last - index] = factor
 
     def _remembered(self, x: Linear) -> dict[Symbol, float]:
         """`x` in terms of what a job still has at the last line."""
         last = len(self.lines) - 1
         for _ in range(RECALLS):
-            old = [s for s, factor in x.terms.items() if factor != 0 and last - s[1] >= MEMORY[s[0]]]
+            terms = {symbol: factor for symbol, factor in x.terms.items() if factor != 0}
+            old = [symbol for symbol in terms if last - symbol[1] >= MEMORY[symbol[0]]]
             if not old:
-                return {s: factor for s, factor in x.terms.items() if factor != 0}
+                return terms
             oldest = min(old, key=lambda symbol: symbol[1])
-            factor = x.terms[oldest]
-            x = Linear({s: f for s, f in x.terms.items() if s != oldest}) + self._recall(oldest) * factor
+            factor = terms.pop(oldest)
+            x = Linear.weighted([(Linear(terms), 1.0), (self._recall(oldest), factor)])
         raise TraceError(f"line {last} needs what a job no longer has, and no earlier line gives it back")
 
     def _recall(self, symbol: Symbol) -> Linear:
@@ -180,8 +184,9 @@ class Trace:
         for line in range(min(index + MEMORY[kind], len(self._written)) - 1, index - 1, -1):
             factor = self._written[line].get(symbol)
             if factor:
-                rest = Linear({s: f for s, f in self._written[line].items() if s != symbol})
-                return (Linear({("x", line + 1): 1.0}) - rest) / factor
+                found = {s: f / -factor for s, f in self._written[line].items() if s != symbol}
+                found["x", line + 1] = 1 / factor
+                return Linear(found)
         raise TraceError(f"{kind} of call {index} is needed, but no line that could give it back has used it")
 
 
@@ -197,18 +202,14 @@ class Table:
         initial_scale: standard deviation of the first latent.
         draws: whether each call is followed by a draw from the job's generator.
         fused: (calls, 2) float32: x' = fused_0 * x + fused_1 * m, before older terms and noise.
-        keeps_x: whether a later line needs the latent of each call.
-        keeps_h: whether a later line needs the output of each call.
-        plain: whether each call neither keeps anything nor needs anything older.
+        keeps: (calls, 2) float32, 1 where a later line needs the latent, or the output, of a call, 0 elsewhere.
     """
 
     lines: npt.NDArray[np.float32]
     initial_scale: float
     draws: tuple[bool, ...]
     fused: npt.NDArray[np.float32]
-    keeps_x: tuple[bool, ...]
-    keeps_h: tuple[bool, ...]
-    plain: tuple[bool, ...]
+    keeps: npt.NDArray[np.float32]
 
     @classmethod
     def of(cls, lines: npt.NDArray[np.float64], initial_scale: float, drawn: Collection[int]) -> Table:
@@ -219,15 +220,12 @@ class Table:
         later = np.concatenate([older, np.zeros((HISTORY, older.shape[1]), np.bool_)])
         keeps_x = later[1 : 1 + len(lines), 0]
         keeps_h = np.any([later[age : age + len(lines), age] for age in range(1, HISTORY)], axis=0)
-        plain = ~(keeps_x | keeps_h | older.any(axis=1))
         return cls(
             lines=_frozen(lines),
             initial_scale=initial_scale,
             draws=tuple(call in drawn for call in calls),
             fused=_frozen(fused),
-            keeps_x=tuple(keeps_x.tolist()),
-            keeps_h=tuple(keeps_h.tolist()),
-            plain=tuple(plain.tolist()),
+            keeps=_frozen(np.stack([keeps_x, keeps_h], axis=1).astype(np.float64)),
         )
 
     @property

@@ -38,6 +38,7 @@ DOORS = {
     "tensorrt": ("engines/build.py",),
     "tensorrt_rtx": ("engines/build.py",),
     "polygraphy": ("engines/build.py",),
+    "numba": ("server/fused.py",),
     "onnxruntime": ("engines/ort_runner.py", "tests/"),
     "onnxruntime_ep_openvino": ("engines/ort_runner.py", "tests/"),
     "triton_python_backend_utils": ("server/triton_model.py", "engines/triton_runner.py", "tests/"),
@@ -161,7 +162,7 @@ def test_the_core_of_the_server_needs_little(name: str) -> None:
     friends = {f"server.{friend}" for friend in (*BARE, "errors")}
     libraries = set(sys.stdlib_module_names)
     if name in NUMERIC:
-        friends |= {f"server.{friend}" for friend in NUMERIC}
+        friends |= {f"server.{friend}" for friend in (*NUMERIC, "fused")}
         libraries |= {"numpy"}
     wrong = {
         imports

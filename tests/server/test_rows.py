@@ -9,13 +9,14 @@ import numpy.typing as npt
 import pytest
 
 from server.conditioning import Condition
+from server.fused import BLOCK
 from server.job import Batch, Job
 from server.levels import Choice
 from server.noise import TorchGenerator
-from server.rows import Array, BucketState, guide, padded_size
+from server.rows import Array, BucketState, padded_size
 from server.samplers import sampler_table
-from server.table import A1, COLUMNS, HISTORY, B, Table
-from tests.fakes import TableRun, idle_table, make_job, trained
+from server.table import A1, C_IN, COLUMNS, HISTORY, B, Table, V
+from tests.fakes import TableRun, make_job, trained
 
 SHAPE = (4, 5, 3)
 BUCKET = (128, 128, 2)
@@ -54,9 +55,8 @@ def call(state: BucketState, batch: Batch, spoil: Spoil | None = None) -> None:
     output = network(state.feeds(made))
     if spoil is not None:
         spoil(output, batch)
-    draws = [job.work.table.draws[job.step_index] for job in made.jobs]
-    noise = [job.work.noise.normal(SHAPE) if drawn else None for job, drawn in zip(made.jobs, draws, strict=True)]
-    state.advance(made, output, noise)
+    state.draw(made)
+    state.advance(made, output)
     for job in batch.jobs:
         job.step_index += 1
 
@@ -205,9 +205,16 @@ def rows(*values: float) -> Array:
     return np.array(values, np.float32).reshape(-1, 1, 1, 1)
 
 
+def passing_table(calls: int) -> Table:
+    """The next latent is the guided output itself."""
+    lines = np.zeros((calls, len(COLUMNS)))
+    lines[:, [C_IN, V, B]] = 1
+    return Table.of(lines, 1.0, ())
+
+
 def composed(scales: Sequence[float], negative: bool, rescale: float = 0.0) -> Job:
     """A job whose positives have these scales."""
-    job = make_job(idle_table(3), guidance_scale=7.0, guidance_rescale=rescale)
+    job = make_job(passing_table(3), guidance_scale=7.0, guidance_rescale=rescale)
     states = np.zeros((2, 3), np.float32)
     condition = Condition((states,) * len(scales), states if negative else None, tuple(scales))
     job.work = replace(job.work, conditions=(condition,) * 3, reserved=condition.rows)
@@ -215,10 +222,11 @@ def composed(scales: Sequence[float], negative: bool, rescale: float = 0.0) -> J
 
 
 def guided_by(output: Array, *jobs: Job) -> Array:
-    state = BucketState(8, (1, 1, 1))
+    state = BucketState(8, (output.shape[1], output.shape[2], output.shape[3]))
     for job in jobs:
         state.join(job)
-    return guide(state.call(batch_of(*jobs)), output, np.empty((len(jobs), 1, 1, 1), np.float32))
+    state.advance(state.call(batch_of(*jobs)), output)
+    return np.stack([state.latent(job) for job in jobs])
 
 
 @pytest.mark.parametrize(
@@ -255,10 +263,7 @@ def test_rescaled_guidance_takes_on_the_positives_deviation(share: float) -> Non
     output = np.random.default_rng(1).standard_normal((4, *SHAPE)).astype(np.float32)
     output[0] *= 2
     expected = output.astype(np.float64)
-    state = BucketState(4, SHAPE)
-    for job in (rescaled := composed([7.0], True, share)), (plain := composed([7.0], True)):
-        state.join(job)
-    found = guide(state.call(batch_of(rescaled, plain)), output, np.empty((2, *SHAPE), np.float32))
+    found = guided_by(output, composed([7.0], True, share), composed([7.0], True))
     guided = [expected[2 + i] + 7 * (expected[i] - expected[2 + i]) for i in range(2)]
     ratio = expected[0].std(ddof=1) / guided[0].std(ddof=1)
     np.testing.assert_allclose(found[0], share * guided[0] * ratio + (1 - share) * guided[0], rtol=1e-4, atol=1e-5)
@@ -268,12 +273,42 @@ def test_rescaled_guidance_takes_on_the_positives_deviation(share: float) -> Non
 def test_a_result_without_deviation_is_not_rescaled_and_harms_nobody() -> None:
     flat, plain = composed([7.0], True, 1.0), composed([7.0], True)
     output = np.ones((4, *SHAPE), np.float32)
-    state = BucketState(4, SHAPE)
-    state.join(flat)
-    state.join(plain)
-    found = guide(state.call(batch_of(flat, plain)), output, np.empty((2, *SHAPE), np.float32))
+    found = guided_by(output, flat, plain)
     assert np.isfinite(found).all()
     assert (found[1] == 1).all()
+
+
+def test_latents_larger_than_a_block_are_moved_whole() -> None:
+    """Sizes around the block of the compiled pass, with what is kept, drawn and older."""
+    for width in (BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 7):
+        shape = (1, 1, width)
+        job = make_job(remembering_table(6, seed=3), seed=4, guidance_scale=3.0)
+        state, draws = BucketState(2, shape), TorchGenerator(4)
+        state.join(job)
+        run = TableRun(job.work.table, draws.normal(shape).astype(np.float64) * np.float64(np.float32(1.7)))
+        for _ in range(6):
+            made = state.call(batch_of(job))
+            output = network(state.feeds(made))
+            state.draw(made)
+            state.advance(made, output)
+            wide = output.astype(np.float64)
+            run.advance(wide[1] + 3 * (wide[0] - wide[1]), draws.normal(shape))
+            job.step_index += 1
+            np.testing.assert_allclose(state.latent(job), run.x, rtol=1e-4, atol=1e-5)
+
+
+def test_a_call_that_is_made_again_has_the_noise_that_was_drawn_for_it() -> None:
+    jobs = [sampled("euler_ancestral", "normal", 4, 2.0, 1) for _ in range(2)]
+    once, twice = joined(jobs[0]), joined(jobs[1])
+    for state, job, draws in (once, jobs[0], 1), (twice, jobs[1], 2):
+        made = state.call(batch_of(job))
+        output = network(state.feeds(made))
+        for _ in range(draws):
+            state.draw(made)
+        state.advance(made, output)
+        job.step_index += 1
+        call(state, batch_of(job))
+    assert_same_bits([once.latent(jobs[0])], [twice.latent(jobs[1])])
 
 
 def test_rows_are_positives_in_order_then_negatives_of_the_guided_then_padding() -> None:

@@ -170,9 +170,7 @@ def test_a_table_knows_what_later_lines_need() -> None:
     lines = np.zeros((5, len(COLUMNS)))
     lines[2, A1] = lines[3, B + 2] = lines[4, B + 3] = 1
     table = Table.of(lines, 1.0, {0, 4})
-    assert table.keeps_x == (False, True, False, False, False)
-    assert table.keeps_h == (False, True, False, False, False)
-    assert table.plain == (True, False, False, False, False)
+    assert table.keeps.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
     assert table.draws == (True, False, False, False, True)
 
 

@@ -1,0 +1,163 @@
+"""The two passes over a batch's latents between UNet calls, compiled: each reads and writes memory once.
+
+numpy would make a pass for every term of the sum. Blocks are small enough for the first-level cache, and arithmetic is
+single precision in a fixed order for each row alone, so that a row's bits do not depend on its company.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, types
+
+from server.table import A1, HISTORY, B, N, U, V
+
+# Floats of a block: a few buffers of this size stay in 32 KiB.
+BLOCK = 2048
+
+_rows = types.Array(types.float32, 2, "C")
+_floats = types.Array(types.float32, 1, "C")
+_integers = types.Array(types.int64, 1, "C")
+
+
+@njit(types.void(_rows, _integers, _integers, _floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def gather(x: Any, slots: Any, owners: Any, c_in: Any, sample: Any) -> None:
+    """The UNet's latents: sample[row] = c_in[job] * x[slots[job]] for job = owners[row]; zeros for a job of -1."""
+    for row in range(sample.shape[0]):
+        target, job = sample[row], owners[row]
+        if job < 0:
+            target[:] = 0
+            continue
+        source, scale = x[slots[job]], c_in[job]
+        for k in range(len(target)):
+            target[k] = source[k] * scale
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _guided(m: Any, output: Any, row: int, negative: int, scales: Any, further: int, start: int) -> None:
+    """Classifier-free guidance of one block: m = negative + sum of scale * (positive - negative)."""
+    length = len(m)
+    positive = output[row, start : start + length]
+    other = output[negative, start : start + length]
+    scale = scales[0]
+    for k in range(length):
+        m[k] = (positive[k] - other[k]) * scale + other[k]
+    for i in range(1, len(scales)):
+        positive = output[further + i - 1, start : start + length]
+        scale = scales[i]
+        for k in range(length):
+            m[k] += (positive[k] - other[k]) * scale
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _deviation(values: Any) -> Any:
+    """Of a sample, as torch's `std`: divided by n - 1."""
+    mean = 0.0
+    for k in range(len(values)):
+        mean += values[k]
+    mean /= len(values)
+    squares = 0.0
+    for k in range(len(values)):
+        squares += (values[k] - mean) ** 2
+    return np.sqrt(squares / max(len(values) - 1, 1))
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _rescaling(output: Any, row: int, negative: int, scales: Any, further: int, share: float) -> Any:
+    """Lin et al. (2023), 3.4: the guided output takes on some of the positive's deviation."""
+    m = np.empty(output.shape[1], np.float32)
+    _guided(m, output, row, negative, scales, further, 0)
+    # A result without deviation has nothing to rescale.
+    deviation = _deviation(m)
+    return share * _deviation(output[row]) / (deviation if deviation > 0 else 1.0) + 1 - share
+
+
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _add(target: Any, source: Any, start: int, factor: Any) -> None:
+    length = len(target)
+    block = source[start : start + length]
+    if factor != 0:
+        for k in range(length):
+            target[k] += block[k] * factor
+
+
+@njit(  # type: ignore[untyped-decorator]
+    types.void(types.UniTuple(_rows, 4), _rows, _rows, _rows, *(_integers,) * 4, _floats, _floats, _rows),
+    nogil=True,
+    cache=True,
+)
+def advance(
+    state: Any,
+    output: Any,
+    lines: Any,
+    fused: Any,
+    slots: Any,
+    steps: Any,
+    negatives: Any,
+    further: Any,
+    shares: Any,
+    scales: Any,
+    keeps: Any,
+) -> None:
+    """Guide the UNet's output and move every job's latent along its line of the table, in place.
+
+    Args:
+        state: latents, previous latents, kept outputs and noise: (capacity, size) each, but kept outputs are
+            (capacity * HISTORY, size), that of call s at slot * HISTORY + s % HISTORY.
+        output: (rows, size): positives of the jobs, then negatives, then further positives; padding may follow.
+        lines, fused: (jobs, ...) of the tables.
+        slots, steps: (jobs,) lines in the state, and UNet calls done.
+        negatives: (jobs,) rows; -1 where a job has none.
+        further: (jobs + 1,) first rows of the further positives.
+        shares: (jobs,) how much of guidance is rescaled.
+        scales: (jobs + further positives,) guidance scales, job after job.
+        keeps: (jobs, 2) not zero where the latent, or the output, must be kept.
+    """
+    x, x_prev, h, noise = state
+    size = x.shape[1]
+    buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
+    first_scale = 0
+    for i in range(len(slots)):
+        slot, step, negative, line = slots[i], steps[i], negatives[i], lines[i]
+        extra = further[i + 1] - further[i]
+        scale = scales[first_scale : first_scale + 1 + extra]
+        first_scale += 1 + extra
+        rescaled = shares[i] != 0 and negative >= 0
+        rescale = np.float32(_rescaling(output, i, negative, scale, further[i], shares[i]) if rescaled else 1.0)
+        kept = h[slot * HISTORY + step % HISTORY]
+        for start in range(0, size, BLOCK):
+            length = min(BLOCK, size - start)
+            total, latent = sums[:length], x[slot, start : start + length]
+            if negative < 0:
+                m = output[i, start : start + length]
+            else:
+                m = buffer[:length]
+                _guided(m, output, i, negative, scale, further[i], start)
+            if rescaled:
+                for k in range(length):
+                    m[k] *= rescale
+            own, new = fused[i, 0], fused[i, 1]
+            for k in range(length):
+                total[k] = latent[k] * own + m[k] * new
+            _add(total, x_prev[slot], start, line[A1])
+            for age in range(1, HISTORY):
+                _add(total, h[slot * HISTORY + (step - age) % HISTORY], start, line[B + age])
+            _add(total, noise[slot], start, line[N])
+            if keeps[i, 0] != 0:
+                target = x_prev[slot, start : start + length]
+                for k in range(length):
+                    target[k] = latent[k]
+            if keeps[i, 1] != 0:
+                u, v = line[U], line[V]
+                target = kept[start : start + length]
+                for k in range(length):
+                    target[k] = latent[k] * u + m[k] * v
+            for k in range(length):
+                latent[k] = total[k]
+
+
+def flat(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """(n, ...) to (n, size), without a copy."""
+    return values.reshape(len(values), -1)
