@@ -14,23 +14,28 @@ from numba import njit, types
 
 from server.table import A1, HISTORY, B, N, U, V
 
+# What a job keeps: its latent, the one before, its outputs (that of call s at H + s % HISTORY) and fresh noise.
+X, X_PREV, H = 0, 1, 2
+NOISE = H + HISTORY
+KEPT = NOISE + 1
 # Floats of a block: a few buffers of this size stay in 32 KiB.
 BLOCK = 2048
 
+_states = types.Array(types.float32, 3, "C")
 _rows = types.Array(types.float32, 2, "C")
 _floats = types.Array(types.float32, 1, "C")
 _integers = types.Array(types.int64, 1, "C")
 
 
-@njit(types.void(_rows, _integers, _integers, _floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def gather(x: Any, slots: Any, owners: Any, c_in: Any, sample: Any) -> None:
-    """The UNet's latents: sample[row] = c_in[job] * x[slots[job]] for job = owners[row]; zeros for a job of -1."""
+@njit(types.void(_states, _integers, _integers, _floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def gather(state: Any, slots: Any, owners: Any, c_in: Any, sample: Any) -> None:
+    """The UNet's latents: sample[row] = c_in[job] * its latent for job = owners[row]; zeros for a job of -1."""
     for row in range(sample.shape[0]):
         target, job = sample[row], owners[row]
         if job < 0:
             target[:] = 0
             continue
-        source, scale = x[slots[job]], c_in[job]
+        source, scale = state[slots[job], X], c_in[job]
         for k in range(len(target)):
             target[k] = source[k] * scale
 
@@ -84,7 +89,7 @@ def _add(target: Any, source: Any, start: int, factor: Any) -> None:
 
 
 @njit(  # type: ignore[untyped-decorator]
-    types.void(types.UniTuple(_rows, 4), _rows, _rows, _rows, *(_integers,) * 4, _floats, _floats, _rows),
+    types.void(_states, _rows, _rows, _rows, *(_integers,) * 4, _floats, _floats, _rows),
     nogil=True,
     cache=True,
 )
@@ -104,8 +109,7 @@ def advance(
     """Guide the UNet's output and move every job's latent along its line of the table, in place.
 
     Args:
-        state: latents, previous latents, kept outputs and noise: (capacity, size) each, but kept outputs are
-            (capacity * HISTORY, size), that of call s at slot * HISTORY + s % HISTORY.
+        state: (capacity, KEPT, size).
         output: (rows, size): positives of the jobs, then negatives, then further positives; padding may follow.
         lines, fused: (jobs, ...) of the tables.
         slots, steps: (jobs,) lines in the state, and UNet calls done.
@@ -115,8 +119,7 @@ def advance(
         scales: (jobs + further positives,) guidance scales, job after job.
         keeps: (jobs, 2) not zero where the latent, or the output, must be kept.
     """
-    x, x_prev, h, noise = state
-    size = x.shape[1]
+    size = state.shape[2]
     buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     first_scale = 0
     for i in range(len(slots)):
@@ -126,10 +129,10 @@ def advance(
         first_scale += 1 + extra
         rescaled = shares[i] != 0 and negative >= 0
         rescale = np.float32(_rescaling(output, i, negative, scale, further[i], shares[i]) if rescaled else 1.0)
-        kept = h[slot * HISTORY + step % HISTORY]
+        kept = state[slot]
         for start in range(0, size, BLOCK):
             length = min(BLOCK, size - start)
-            total, latent = sums[:length], x[slot, start : start + length]
+            total, latent = sums[:length], kept[X, start : start + length]
             if negative < 0:
                 m = output[i, start : start + length]
             else:
@@ -141,17 +144,17 @@ def advance(
             own, new = fused[i, 0], fused[i, 1]
             for k in range(length):
                 total[k] = latent[k] * own + m[k] * new
-            _add(total, x_prev[slot], start, line[A1])
+            _add(total, kept[X_PREV], start, line[A1])
             for age in range(1, HISTORY):
-                _add(total, h[slot * HISTORY + (step - age) % HISTORY], start, line[B + age])
-            _add(total, noise[slot], start, line[N])
+                _add(total, kept[H + (step - age) % HISTORY], start, line[B + age])
+            _add(total, kept[NOISE], start, line[N])
             if keeps[i, 0] != 0:
-                target = x_prev[slot, start : start + length]
+                target = kept[X_PREV, start : start + length]
                 for k in range(length):
                     target[k] = latent[k]
             if keeps[i, 1] != 0:
                 u, v = line[U], line[V]
-                target = kept[start : start + length]
+                target = kept[H + step % HISTORY, start : start + length]
                 for k in range(length):
                     target[k] = latent[k] * u + m[k] * v
             for k in range(length):

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from server import fused
 from server.job import Batch, Job
-from server.table import C_IN, HISTORY, TIMESTEP
+from server.table import C_IN, TIMESTEP
 
 if TYPE_CHECKING:
     from server.conditioning import Condition
@@ -131,10 +131,7 @@ class BucketState:
         self._capacity = capacity
         self._shape = shape
         size = int(np.prod(shape))
-        self._x = np.zeros((capacity, size), np.float32)
-        self._x_prev = np.zeros_like(self._x)
-        self._h = np.zeros((capacity * HISTORY, size), np.float32)
-        self._noise = np.zeros_like(self._x)
+        self._kept = np.zeros((capacity, fused.KEPT, size), np.float32)
         self._sample = np.zeros((0, *shape), np.float32)
         self._batch_sizes = tuple(batch_sizes)
         self._layout: Layout | None = None
@@ -150,7 +147,8 @@ class BucketState:
             raise RuntimeError(f"all {self._capacity} slots are taken")
         job.slot = len(self.jobs)
         self.jobs.append(job)
-        self._x[job.slot] = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
+        latent = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
+        self._kept[job.slot, fused.X] = latent
 
     def leave(self, job: Job) -> None:
         """Free a job's slot; the last job moves there.
@@ -162,15 +160,14 @@ class BucketState:
             raise RuntimeError(f"slot {job.slot} is not this job's")
         last = self.jobs.pop()
         if last is not job:
-            for state in (self._x, self._x_prev, self._noise, self._h.reshape(self._capacity, -1)):
-                state[job.slot] = state[last.slot]
+            self._kept[job.slot] = self._kept[last.slot]
             self.jobs[job.slot] = last
             last.slot = job.slot
         job.slot = -1
 
     def latent(self, job: Job) -> Array:
         """A copy of a job's latent, (c, h, w)."""
-        values: Array = self._x[job.slot].reshape(self._shape).copy()
+        values: Array = self._kept[job.slot, fused.X].reshape(self._shape).copy()
         return values
 
     def call(self, batch: Batch) -> Call:
@@ -198,7 +195,9 @@ class BucketState:
         if len(self._sample) < rows:
             self._sample = np.zeros((rows, *self._shape), np.float32)
         sample = self._sample[:rows]
-        fused.gather(self._x, call.slots, layout.owners, np.ascontiguousarray(call.lines[:, C_IN]), fused.flat(sample))
+        fused.gather(
+            self._kept, call.slots, layout.owners, np.ascontiguousarray(call.lines[:, C_IN]), fused.flat(sample)
+        )
         timestep = np.append(call.lines[:, TIMESTEP], np.float32(0))[layout.owners]
         return {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
 
@@ -206,7 +205,7 @@ class BucketState:
         """Draw the noise that follows the call; what was drawn for a call that failed serves when it is made again."""
         for job in call.jobs:
             if job.work.table.draws[job.step_index] and job.drawn < job.step_index:
-                self._noise[job.slot] = job.work.noise.normal(self._shape).ravel()
+                self._kept[job.slot, fused.NOISE] = job.work.noise.normal(self._shape).ravel()
                 job.drawn = job.step_index
 
     def advance(self, call: Call, output: Array) -> None:
@@ -216,7 +215,7 @@ class BucketState:
         """
         tables = [(job.work.table, job.step_index) for job in call.jobs]
         fused.advance(
-            (self._x, self._x_prev, self._h, self._noise),
+            self._kept,
             fused.flat(np.require(output, requirements=["C", "W"])),
             call.lines,
             np.stack([table.fused[step] for table, step in tables]),
