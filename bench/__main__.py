@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, host, quality, samplers
+from bench import demo, goodput, host, quality, samplers
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
@@ -14,6 +14,7 @@ from server.errors import ServerError
 PROGRAMS = {
     "demo": (demo, "the main job: a gallery through the real Triton"),
     "host": (host, "what tables, prompts and the moves between UNet calls cost"),
+    "goodput": (goodput, "the load that is served in time, against static batches and one at a time"),
     "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),
     "quality": (quality, "whether the embedded checkpoint draws what is asked"),
 }

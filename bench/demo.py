@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with running_server(None, options.model, "auto", options.out / "triton.log") as url:
         ready = time.monotonic()
         with Client(url) as client:
-            client.stream(lambda done, total: None, **requests[0])
+            client.stream(lambda event: None, **requests[0])
         first = time.monotonic()
         answers = ask_all(url, requests, concurrency=len(requests))
     pictures = []

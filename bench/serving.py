@@ -2,18 +2,98 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench.accelerator import ACCELERATORS
 from server.client import Client, Result
 from server.config import ServerConfig
+from server.errors import ServerError
 from server.launch import TritonServer
 from server.request import Value
+
+# Between measured points a step-time curve is linear, as these models of accelerators are.
+CURVE_ROWS = (2, 16)
+Curve = tuple[tuple[int, float], ...]
+
+
+def accelerator_curve(name: str) -> Curve:
+    """(rows, seconds) of a model of a device."""
+    return tuple((rows, ACCELERATORS[name].seconds(rows)) for rows in CURVE_ROWS)
+
+
+def fake_config(model: Path, step_seconds: Curve, max_rows: int = 16, queue_limit: int = 1024) -> ServerConfig:
+    """A deployment whose UNet calls take the seconds of a curve and compute nothing; all else is real, and light."""
+    return ServerConfig(
+        model=model.resolve(),
+        provider="fake",
+        step_seconds=step_seconds,
+        max_rows=max_rows,
+        queue_limit=queue_limit,
+        text_encoder="in_process",
+        vae_decoder="in_process",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Of a server: `host:port` of its gRPC, and the URL of its metrics where they can be read."""
+
+    grpc: str
+    metrics: str | None = None
+
+
+def add_server_options(parser: argparse.ArgumentParser) -> None:
+    """Where the server is that is measured, or what is started for the purpose."""
+    group = parser.add_argument_group("server")
+    group.add_argument("--url", help="host:port of a running server's gRPC; without it one is started")
+    group.add_argument("--metrics-url", help="of that server, as http://host:8002/metrics, to read before and after")
+    group.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
+    group.add_argument("--provider", default="auto", help="of the server that is started: auto, cpu, openvino, cuda")
+    group.add_argument(
+        "--fake",
+        nargs="?",
+        const="h100",
+        choices=ACCELERATORS,
+        help="start a server whose UNet only takes the seconds of a model of a device (h100 if none is named)",
+    )
+    group.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
+    group.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
+    group.add_argument("--log", type=Path, default=Path("out/triton.log"), help="file for that server's messages")
+
+
+@contextlib.contextmanager
+def server_of(options: argparse.Namespace) -> Iterator[Address]:
+    """The server that `add_server_options` describe, until the block ends.
+
+    Raises:
+        ServerError: the options do not fit together, or the server does not start.
+    """
+    if options.url is not None:
+        if options.fake is not None:
+            raise ServerError("--fake starts a server and --url names one that runs: give one of them")
+        yield Address(options.url, options.metrics_url)
+        return
+    if options.fake is not None:
+        config = fake_config(options.model, accelerator_curve(options.fake))
+    else:
+        config = ServerConfig(model=options.model.resolve(), provider=options.provider)
+    with started(replace(config, max_rows=options.max_rows, queue_limit=options.queue_limit), options.log) as server:
+        yield Address(server.grpc_url, server.metrics_url)
+
+
+@contextlib.contextmanager
+def started(config: ServerConfig, log: Path) -> Iterator[TritonServer]:
+    """A server of a deployment, until the block ends; its messages go to `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with TritonServer(config, log=log) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -22,8 +102,7 @@ def running_server(url: str | None, model: Path, provider: str, log: Path) -> It
     if url is not None:
         yield url
         return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with TritonServer(ServerConfig(model=model.resolve(), provider=provider), log=log) as server:
+    with started(ServerConfig(model=model.resolve(), provider=provider), log) as server:
         yield server.grpc_url
 
 
@@ -60,7 +139,10 @@ def ask_all(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int)
                 client.close()
 
 
-def rows_per_call(answers: Sequence[Answer]) -> float:
-    """Mean rows of the UNet calls that served these answers, if nobody else was served meanwhile."""
-    timing = [answer.result.metadata["timing"] for answer in answers]
-    return float(sum(t["unet_rows"] for t in timing) / sum(t["unet_calls"] for t in timing))
+def rows_per_call(timings: Sequence[Mapping[str, float]]) -> float | None:
+    """Mean rows of the UNet calls that served these requests, from their metadata's timing; None for none.
+
+    It is true if nobody else was served meanwhile.
+    """
+    calls = sum(timing["unet_calls"] for timing in timings)
+    return float(sum(timing["unet_rows"] for timing in timings) / calls) if calls else None

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from server.config import PLACEMENTS, ServerConfig
 from server.errors import ServerError
 from server.request import FIELDS, Field, Value
 from server.sampler_names import SAMPLERS
 
+# What `generate` chooses itself.
+NOT_OFFERED = ("progress_interval", "preview_interval", "stream_images", "encoding", "output_format")
 TYPES = {"STRING": str, "INT64": int, "FP32": float}
 
 
@@ -24,8 +28,11 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--out", type=Path, required=True, help="x.png; further images become x-1.png, x-2.png")
     generate.add_argument("--from", type=Path, dest="source", help="a picture to repeat; other options change it")
     for field in FIELDS:
-        if field.name not in ("progress_interval", "encoding", "output_format"):
+        if field.name not in NOT_OFFERED:
             _field_option(generate, field)
+    cancel = verbs.add_parser("cancel", help="cancel open requests by their id")
+    cancel.add_argument("id", help="the request_id that they were sent with")
+    cancel.add_argument("--url", default="127.0.0.1:8001", help="host:port of the server's gRPC")
     verbs.add_parser("samplers", help="one line per sampler, canonical name first")
     verbs.add_parser("repository", help="write model_repository/*/config.pbtxt from the fields of a request")
     return made
@@ -49,15 +56,26 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--provider", default="auto", help="auto, cpu, openvino, cuda, tensorrt, or fake")
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
-    target.add_argument("--queue-limit", type=int, default=512, help="images accepted and not yet answered")
-    for component in ("text-encoder", "vae-decoder"):
-        target.add_argument(f"--{component}", choices=PLACEMENTS, default="triton", help="where it runs")
+    target.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
+    target.add_argument("--grace-seconds", type=float, default=60.0, help="for open requests after SIGTERM or SIGINT")
+    target.add_argument(
+        "--hang-seconds", type=float, default=60.0, help="a UNet call that takes longer is a hang; 0: never"
+    )
+    defaults = {"text-encoder": "triton", "unet": "in_process", "vae-decoder": "triton"}
+    for component, place in defaults.items():
+        target.add_argument(f"--{component}", choices=PLACEMENTS, default=place, help=f"where it runs ({place})")
+    target.add_argument("--response-cache-mb", type=int, default=0, help="answers kept for requests with a seed")
+    target.add_argument("--trace-endpoint", default="", help="OpenTelemetry collector, such as http://localhost:4318")
+    target.add_argument("--log-level", default="info", help="debug, info, warning or error")
+    target.add_argument("--log-json", action="store_true", help="log lines as JSON")
 
 
 def launch(options: argparse.Namespace) -> int:
-    """Serve until SIGINT or SIGTERM."""
+    """Serve until SIGINT or SIGTERM; a server that fails is started again."""
     from engines.component import PipelineSpec
-    from server.launch import Ports, TritonServer, serve_until_signal
+    from server.launch import TritonServer
+    from server.ports import Ports
+    from server.supervisor import Supervisor, serve_until_signal
 
     config = ServerConfig(
         model=options.model.resolve(),
@@ -66,14 +84,23 @@ def launch(options: argparse.Namespace) -> int:
         max_rows=options.max_rows,
         queue_limit=options.queue_limit,
         text_encoder=options.text_encoder,
+        unet=options.unet,
+        response_cache_bytes=options.response_cache_mb << 20,
+        trace_endpoint=options.trace_endpoint,
+        log_level=options.log_level,
+        log_json=options.log_json,
         vae_decoder=options.vae_decoder,
     )
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
-    with TritonServer(config, ports, options.address) as server:
-        spec = PipelineSpec.read(config.model)
-        sizes = ", ".join(f"{h}x{w}" for h, w in spec.resolutions)
+    server = TritonServer(config, ports, options.address)
+    supervisor = Supervisor(server, grace_seconds=options.grace_seconds, hang_seconds=options.hang_seconds)
+    spec = PipelineSpec.read(config.model)
+    sizes = ", ".join(f"{h}x{w}" for h, w in spec.resolutions)
+
+    def on_ready() -> None:
         print(f"ready: {spec.checkpoint} at {sizes}; gRPC {server.grpc_url}, HTTP {server.http_url}", flush=True)
-        return serve_until_signal(server)
+
+    return serve_until_signal(supervisor, on_ready)
 
 
 def generate(options: argparse.Namespace) -> int:
@@ -88,9 +115,10 @@ def generate(options: argparse.Namespace) -> int:
     fields = {**(read_fields(options.source.read_bytes()) if options.source else {}), **given}
     with Client(options.url) as client, tqdm(total=None, unit="step", disable=None) as bar:
 
-        def on_progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
+        def on_progress(event: Mapping[str, Any]) -> None:
+            bar.total = event["total"]
+            bar.set_postfix(ahead=event["queue_position"], left=f"{event['seconds_left']:.1f}s", refresh=False)
+            bar.update(event["step"] - bar.n)
 
         result = client.stream(on_progress, **fields)
     for index, data in enumerate(result.images):
@@ -99,6 +127,15 @@ def generate(options: argparse.Namespace) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
         print(f"{path}: seed {result.metadata['seeds'][index]}")
+    return 0
+
+
+def cancel(options: argparse.Namespace) -> int:
+    """Say how many requests were cancelled."""
+    from server.client import Client
+
+    with Client(options.url) as client:
+        print(f"cancelled: {client.cancel(options.id)}")
     return 0
 
 
@@ -124,7 +161,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    verbs = {"launch": launch, "generate": generate, "samplers": samplers, "repository": repository}
+    verbs = {
+        "launch": launch,
+        "generate": generate,
+        "cancel": cancel,
+        "samplers": samplers,
+        "repository": repository,
+    }
     try:
         return verbs[options.verb](options)
     except (ServerError, EngineError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A gRPC client of the two models: unary, and streaming with progress."""
+"""A gRPC client of the two models: unary, and streaming with progress, previews and images one by one."""
 
 from __future__ import annotations
 
@@ -15,15 +15,21 @@ import tritonclient.grpc as grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from server.errors import InvalidRequest, Overloaded, ServerError
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.image import Pixels
 from server.repository import FACE, STREAM
-from server.request import FIELD_BY_NAME, Value, unknown_field
+from server.request import CANCEL, FIELD_BY_NAME, Value, unknown_field
 
 NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32}
-ERRORS: dict[str, type[ServerError]] = {"INVALID_ARGUMENT": InvalidRequest, "UNAVAILABLE": Overloaded}
+ERRORS: dict[str, type[ServerError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "UNAVAILABLE": Overloaded,
+    "NOT_FOUND": NotFound,
+    "CANCELLED": Cancelled,
+}
 STATUS_ON_STREAMS = {"triton_grpc_error": "true"}
-Progress = Callable[[int, int], None]
+Progress = Callable[[Mapping[str, Any]], None]
+Picture = Callable[[Mapping[str, Any], bytes], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +56,9 @@ def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
     """
     tensors = []
     for name, value in fields.items():
-        if name not in FIELD_BY_NAME:
+        field = FIELD_BY_NAME.get(name, CANCEL)
+        if field.name != name:
             raise InvalidRequest(unknown_field(name))
-        field = FIELD_BY_NAME[name]
         try:
             data = value.encode() if isinstance(value, str) else value
             array = np.array(data if field.many else [data], dtype=NUMPY_TYPES[field.datatype]).reshape(-1)
@@ -95,24 +101,56 @@ class Client:
             answer = self._client.infer(FACE, input_tensors(fields))
         except InferenceServerException as error:
             raise _translated(error) from None
-        return _result(answer)
+        return _result(answer, {"images"}, {})
 
-    def stream(self, on_progress: Progress | None = None, **fields: Value) -> Result:
-        """Ask the streaming model; `on_progress(steps done, steps in total)` hears of every step.
+    def stream(
+        self,
+        on_progress: Progress | None = None,
+        on_preview: Picture | None = None,
+        on_image: Picture | None = None,
+        **fields: Value,
+    ) -> Result:
+        """Ask the streaming model.
+
+        Args:
+            on_progress: hears of every step: `step`, `total`, `queue_position`, `seconds_left`.
+            on_preview: gets a JPEG after every fifth step, or as `preview_interval` says, with `image` and `step`.
+            on_image: gets each image as soon as it is done, with `image`, its number.
 
         Raises:
             as `generate`.
         """
-        if on_progress is not None:
-            fields = {"progress_interval": 1, **fields}
-        for answer in self._answers(fields):
+        asked: dict[str, Value] = {"progress_interval": 1} if on_progress else {}
+        asked |= {"preview_interval": 5} if on_preview else {}
+        asked |= {"stream_images": 1} if on_image else {}
+        images: dict[int, bytes] = {}
+        for answer in self._answers({**asked, **fields}):
             outputs = {tensor.name for tensor in answer.get_response().outputs}
-            if "images" in outputs:
-                return _result(answer)
-            if "progress" in outputs and on_progress is not None:
-                event = json.loads(answer.as_numpy("progress")[0])
-                on_progress(event["step"], event["total"])
+            if "metadata" in outputs:
+                return _result(answer, outputs, images)
+            event = json.loads(answer.as_numpy("progress")[0]) if "progress" in outputs else {}
+            if "preview" in outputs:
+                if on_preview is not None:
+                    on_preview(event, answer.as_numpy("preview")[0])
+            elif "images" in outputs:
+                images[event["image"]] = answer.as_numpy("images")[0]
+                if on_image is not None:
+                    on_image(event, images[event["image"]])
+            elif event and on_progress is not None:
+                on_progress(event)
         raise ServerError("the stream ended without images")
+
+    def cancel(self, request_id: str) -> int:
+        """Cancel the open requests of this id; returns how many.
+
+        Raises:
+            NotFound: there is none.
+        """
+        try:
+            answer = self._client.infer(FACE, input_tensors({CANCEL.name: request_id}))
+        except InferenceServerException as error:
+            raise _translated(error) from None
+        return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
 
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
@@ -135,9 +173,10 @@ class Client:
             self._client.stop_stream(cancel_requests=not finished)
 
 
-def _result(answer: Any) -> Result:
+def _result(answer: Any, outputs: set[str], streamed: Mapping[int, bytes]) -> Result:
     metadata = json.loads(answer.as_numpy("metadata")[0])
-    return Result(list(answer.as_numpy("images")), metadata)
+    images = list(answer.as_numpy("images")) if "images" in outputs else []
+    return Result(images or [data for _, data in sorted(streamed.items())], metadata)
 
 
 def _translated(error: InferenceServerException) -> ServerError:

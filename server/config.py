@@ -27,7 +27,13 @@ class ServerConfig:
         batch_sizes: rows that a compiled UNet takes; empty means any.
         decode_images: images of one VAE decoder call.
         queue_limit: images that may be accepted and unanswered; more are refused.
-        text_encoder, vae_decoder: where these components run.
+        queue_bytes: memory that unanswered requests may hold.
+        response_cache_bytes: of answers that are kept for requests with a seed; 0 keeps none.
+        step_seconds: (rows, seconds) of a UNet call at the first resolution; measured at start when empty.
+        text_encoder, unet, vae_decoder: where these components run.
+        log_level: of the models' log.
+        log_json: whether its lines are JSON.
+        trace_endpoint: of an OpenTelemetry collector (OTLP over HTTP); empty traces nothing.
     """
 
     model: Path
@@ -37,14 +43,21 @@ class ServerConfig:
     max_rows: int = 16
     batch_sizes: tuple[int, ...] = ()
     decode_images: int = 4
-    queue_limit: int = 512
+    queue_limit: int = 1024
+    queue_bytes: int = 2 << 30
+    response_cache_bytes: int = 0
+    step_seconds: tuple[tuple[int, float], ...] = ()
     text_encoder: Placement = "triton"
+    unet: Placement = "in_process"
     vae_decoder: Placement = "triton"
+    log_level: str = "info"
+    log_json: bool = False
+    trace_endpoint: str = ""
 
     def placement(self, component: str) -> Placement:
-        """Where a component runs; the UNet always in the loop's process."""
-        places: dict[str, Placement] = {"text_encoder": self.text_encoder, "vae_decoder": self.vae_decoder}
-        return places.get(component, "in_process")
+        """Where a component runs."""
+        places = {"text_encoder": self.text_encoder, "unet": self.unet, "vae_decoder": self.vae_decoder}
+        return places[component]
 
     def to_json(self) -> str:
         """As one string, for a `config.pbtxt` parameter."""
@@ -60,7 +73,9 @@ class ServerConfig:
         try:
             values: Mapping[str, Any] = json.loads(text)
             known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-            return cls(**{**known, "model": Path(values["model"]), "batch_sizes": tuple(values.get("batch_sizes", ()))})
+            sizes, curve = values.get("batch_sizes", ()), values.get("step_seconds", ())
+            lists = {"batch_sizes": tuple(sizes), "step_seconds": tuple((int(r), float(s)) for r, s in curve)}
+            return cls(**{**known, **lists, "model": Path(values["model"])})
         except (ValueError, KeyError, TypeError) as error:
             raise StartupError(
                 f"the model's `deployment` parameter cannot be read ({error}); start it with `python -m server launch`"

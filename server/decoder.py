@@ -1,4 +1,4 @@
-"""Finished latents to encoded images, off the loop's thread, several of one size in a call."""
+"""Finished latents to encoded images, off the loop's thread: decoded several of one size in a call, then encoded."""
 
 from __future__ import annotations
 
@@ -6,22 +6,28 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from server.errors import ServerError
-from server.image import encode_image
+from server.image import Pixels, encode_image
 from server.infotext import file_texts
-from server.job import Job
+from server.job import Job, JobStatus
 from server.pipeline import Pipeline
 from server.rows import Array
 
 logger = logging.getLogger(__name__)
 
+ENCODERS = 2
+# Pictures that are decoded and not yet encoded; decoding waits when there are so many.
+DECODED_KEPT = 16
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Latent:
     """A finished job, its latent (c, h, w), and when it was finished."""
 
@@ -30,20 +36,36 @@ class Latent:
     finished: float
 
 
+class Listener(Protocol):
+    """Who hears how long a picture took."""
+
+    def decoded(self, images: int, seconds: float) -> None:
+        """A VAE decoder call."""
+
+    def encoded(self, job: Job, seconds: float) -> None:
+        """A picture."""
+
+
 class Decoder:
-    """One thread that decodes and encodes what the loop has finished.
+    """One thread that decodes what the loop has finished, and a few that encode.
 
     Args:
         images: of one VAE decoder call, at most.
+        listener: hears of every picture.
         clock: seconds.
     """
 
-    def __init__(self, pipeline: Pipeline, images: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, pipeline: Pipeline, images: int, listener: Listener, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pipeline = pipeline
         self._images = images
+        self._listener = listener
         self._clock = clock
         self._inbox: queue.SimpleQueue[Latent | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encode")
+        self._room = threading.BoundedSemaphore(DECODED_KEPT)
 
     def submit(self, job: Job, values: Array, finished: float) -> None:
         """Take a finished latent; returns at once."""
@@ -57,6 +79,7 @@ class Decoder:
         self._inbox.put(None)
         if self._thread.is_alive():
             self._thread.join()
+        self._encoders.shutdown()
 
     def _run(self) -> None:
         held: list[Latent] = []
@@ -74,39 +97,47 @@ class Decoder:
 
     def _receive(self, held: list[Latent], *, block: bool) -> bool:
         latent = self._inbox.get(block)
-        if latent is not None:
+        if latent is not None and not latent.job.reply.answered:
             held.append(latent)
         return latent is not None
 
     def decode(self, latents: list[Latent]) -> None:
-        """Decode latents of one size together and hand each image to its reply."""
-        finite = []
-        for latent in latents:
-            if np.isfinite(latent.values).all():
-                finite.append(latent)
-            else:
-                latent.job.reply.fail(ServerError("the latent is not finite: the UNet overflowed; try other settings"))
-        if not finite:
-            return
+        """Decode latents of one size together and hand each picture to an encoder."""
+        for latent in (broken := [latent for latent in latents if not np.isfinite(latent.values).all()]):
+            latent.job.reply.fail(ServerError("the latent is not finite: it overflowed; try other settings"))
+        latents = [latent for latent in latents if latent not in broken]
+        if latents:
+            self._decode(latents)
+
+    def _decode(self, latents: list[Latent]) -> None:
+        started = self._clock()
         try:
-            pictures = self._pipeline.decode(np.stack([latent.values for latent in finite]))
+            pictures = self._pipeline.decode(np.stack([latent.values for latent in latents]))
         except Exception as error:  # whatever a runner raises; every client must be answered
-            logger.exception("decoding %d latents failed", len(finite))
-            for latent in finite:
+            logger.exception("decoding %d latents failed", len(latents))
+            for latent in latents:
                 latent.job.reply.fail(ServerError(f"decoding failed: {error}"))
             return
-        for latent, pixels in zip(finite, pictures, strict=True):
-            job = latent.job
-            try:
-                notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
-                data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
-            except Exception as error:  # whatever Pillow raises; the other clients must be answered
-                logger.exception("encoding an image failed")
-                job.reply.fail(ServerError(f"encoding the image failed: {error}"))
-                continue
-            job.reply.add_image(job.index, data, self._timing(latent))
+        self._listener.decoded(len(latents), self._clock() - started)
+        for latent, pixels in zip(latents, pictures, strict=True):
+            self._room.acquire()
+            self._encoders.submit(self._encode, latent, pixels)
 
-    def _timing(self, latent: Latent) -> dict[str, float]:
+    def _encode(self, latent: Latent, pixels: Pixels) -> None:
+        job = latent.job
+        started = self._clock()
+        try:
+            notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
+            data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
+            self._listener.encoded(job, self._clock() - started)
+            job.reply.add_image(job.index, data, self._timing(latent), _steps_done(job))
+        except Exception as error:  # whatever Pillow raises; this client must be answered, and the others too
+            logger.exception("encoding an image failed")
+            job.reply.fail(ServerError(f"encoding the image failed: {error}"))
+        finally:
+            self._room.release()
+
+    def _timing(self, latent: Latent) -> Mapping[str, float]:
         job = latent.job
         return {
             "queue_seconds": job.started - job.arrival,
@@ -115,3 +146,8 @@ class Decoder:
             "unet_rows": job.work.rows,
             "unet_calls": job.call_share,
         }
+
+
+def _steps_done(job: Job) -> int | None:
+    """Of a job that was handed out before its end."""
+    return None if job.status is JobStatus.FINISHED else job.step_index

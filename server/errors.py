@@ -2,7 +2,9 @@
 
 * ServerError         INTERNAL
     * InvalidRequest  INVALID_ARG   the request is at fault
-    * Overloaded      UNAVAILABLE   the queue is full, the server stops, or the deadline has passed
+    * Overloaded      UNAVAILABLE   the queue is full, the server stops, or the deadline cannot be met
+        * TimedOut                  the deadline has passed
+    * NotFound        NOT_FOUND     no open request has this name
     * Cancelled       CANCELLED     the client gave up
     * StartupError    INTERNAL      the server cannot start; raised to the operator, never to a client
         * ScheduleError             the checkpoint's scheduler configuration is not supported
@@ -22,9 +24,27 @@ class InvalidRequest(ServerError):
 
 
 class Overloaded(ServerError):
-    """A request that may succeed later or elsewhere."""
+    """A request that may succeed later or elsewhere.
+
+    Args:
+        retry_after_ms: when it is worth asking again, as far as the server can tell.
+    """
 
     code = "UNAVAILABLE"
+
+    def __init__(self, message: str, retry_after_ms: int | None = None) -> None:
+        super().__init__(message if retry_after_ms is None else f"{message}; retry after {retry_after_ms} ms")
+        self.retry_after_ms = retry_after_ms
+
+
+class TimedOut(Overloaded):
+    """A request that was accepted and not done in the time that its client allowed."""
+
+
+class NotFound(ServerError):
+    """A request that is not open, or no longer."""
+
+    code = "NOT_FOUND"
 
 
 class Cancelled(ServerError):

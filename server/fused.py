@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
-from server.table import A1, HISTORY, B, N, U, V
+from server.table import A1, FUSED_M, FUSED_X, HISTORY, KEEPS_H, KEEPS_X, B, N, U, V
 
 # What a job keeps: its latent, the one before, its outputs (that of call s at H + s % HISTORY) and fresh noise.
 X, X_PREV, H = 0, 1, 2
@@ -40,11 +40,32 @@ def gather(state: Any, slots: Any, owners: Any, c_in: Any, sample: Any) -> None:
             target[k] = source[k] * scale
 
 
+@njit(types.void(types.Array(types.int32, 2, "C"), _integers, _integers), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def find_broken(bits: Any, owners: Any, broken: Any) -> None:
+    """Set broken[job] to 1 where a row of the job has a value that is not finite.
+
+    Args:
+        bits: (rows, size) the UNet's output seen as integers; of a float that is not finite all exponent bits are set.
+        owners: (rows,) as in `gather`.
+        broken: (jobs,)
+    """
+    for row in range(bits.shape[0]):
+        values, largest = bits[row], np.int32(0)
+        for k in range(len(values)):
+            largest = max(largest, values[k] & np.int32(0x7FFFFFFF))
+        if owners[row] >= 0 and largest >= np.int32(0x7F800000):
+            broken[owners[row]] = 1
+
+
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def _guided(m: Any, output: Any, row: int, negative: int, scales: Any, further: int, start: int) -> None:
     """Classifier-free guidance of one block: m = negative + sum of scale * (positive - negative)."""
     length = len(m)
     positive = output[row, start : start + length]
+    if negative < 0:
+        for k in range(length):
+            m[k] = positive[k]
+        return
     other = output[negative, start : start + length]
     scale = scales[0]
     for k in range(length):
@@ -89,44 +110,43 @@ def _add(target: Any, source: Any, start: int, factor: Any) -> None:
 
 
 @njit(  # type: ignore[untyped-decorator]
-    types.void(_states, _rows, _rows, _rows, *(_integers,) * 4, _floats, _floats, _rows),
+    types.void(_states, _rows, _rows, *(_integers,) * 4, _floats, _floats),
     nogil=True,
     cache=True,
 )
 def advance(
     state: Any,
     output: Any,
-    lines: Any,
-    fused: Any,
+    moves: Any,
     slots: Any,
     steps: Any,
     negatives: Any,
     further: Any,
     shares: Any,
     scales: Any,
-    keeps: Any,
 ) -> None:
     """Guide the UNet's output and move every job's latent along its line of the table, in place.
 
     Args:
         state: (capacity, KEPT, size).
         output: (rows, size): positives of the jobs, then negatives, then further positives; padding may follow.
-        lines, fused: (jobs, ...) of the tables.
-        slots, steps: (jobs,) lines in the state, and UNet calls done.
+        moves: (jobs, ...) of the tables.
+        slots, steps: (jobs,) lines in the state, -1 for a job that is not to be moved; and UNet calls done.
         negatives: (jobs,) rows; -1 where a job has none.
         further: (jobs + 1,) first rows of the further positives.
         shares: (jobs,) how much of guidance is rescaled.
         scales: (jobs + further positives,) guidance scales, job after job.
-        keeps: (jobs, 2) not zero where the latent, or the output, must be kept.
     """
     size = state.shape[2]
     buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     first_scale = 0
     for i in range(len(slots)):
-        slot, step, negative, line = slots[i], steps[i], negatives[i], lines[i]
+        slot, step, negative, line = slots[i], steps[i], negatives[i], moves[i]
         extra = further[i + 1] - further[i]
         scale = scales[first_scale : first_scale + 1 + extra]
         first_scale += 1 + extra
+        if slot < 0:
+            continue
         rescaled = shares[i] != 0 and negative >= 0
         rescale = np.float32(_rescaling(output, i, negative, scale, further[i], shares[i]) if rescaled else 1.0)
         kept = state[slot]
@@ -141,24 +161,41 @@ def advance(
             if rescaled:
                 for k in range(length):
                     m[k] *= rescale
-            own, new = fused[i, 0], fused[i, 1]
+            own, new = line[FUSED_X], line[FUSED_M]
             for k in range(length):
                 total[k] = latent[k] * own + m[k] * new
             _add(total, kept[X_PREV], start, line[A1])
             for age in range(1, HISTORY):
                 _add(total, kept[H + (step - age) % HISTORY], start, line[B + age])
             _add(total, kept[NOISE], start, line[N])
-            if keeps[i, 0] != 0:
+            if line[KEEPS_X] != 0:
                 target = kept[X_PREV, start : start + length]
                 for k in range(length):
                     target[k] = latent[k]
-            if keeps[i, 1] != 0:
+            if line[KEEPS_H] != 0:
                 u, v = line[U], line[V]
                 target = kept[H + step % HISTORY, start : start + length]
                 for k in range(length):
                     target[k] = latent[k] * u + m[k] * v
             for k in range(length):
                 latent[k] = total[k]
+
+
+@njit(  # type: ignore[untyped-decorator]
+    types.void(_floats, _rows, types.int64, types.int64, _floats, types.int64, types.float32, _floats, _floats),
+    nogil=True,
+    cache=True,
+)
+def estimate(
+    latent: Any, output: Any, row: Any, negative: Any, scales: Any, further: Any, share: Any, parts: Any, clean: Any
+) -> None:
+    """The clean latent that the guided output of one job says is in `latent`: parts[0] * latent + parts[1] * m."""
+    _guided(clean, output, row, negative, scales, further, 0)
+    rescale = np.float32(1)
+    if share != 0 and negative >= 0:
+        rescale = np.float32(_rescaling(output, row, negative, scales, further, share))
+    for k in range(len(clean)):
+        clean[k] = parts[0] * latent[k] + parts[1] * (clean[k] * rescale)
 
 
 def flat(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

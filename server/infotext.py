@@ -20,7 +20,10 @@ from server.sampler_names import SAMPLER_BY_NAME, find_sampler, find_schedule
 
 A1111_KEY, OWN_KEY = "parameters", "aquatint"
 # Fields that are about one request's way, not about its pictures.
-NOT_KEPT = ("num_images", "output_format", "encoding", "priority", "timeout_ms", "progress_interval")
+NOT_KEPT = (
+    *("num_images", "output_format", "encoding", "priority", "timeout_ms", "progress_interval", "preview_interval"),
+    *("stream_images", "partial_result", "client_id", "request_id"),
+)
 _PAIR = re.compile(r'(\w[\w ]*):("(?:\\.|[^\\"])+"| "(?:\\.|[^\\"])+"|[^,]*)')
 # Where A1111's label is not ours with capitals.
 SCHEDULE_TITLES = {

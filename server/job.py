@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, TypeAlias
 from server.request import Request
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
     from server.conditioning import Condition
     from server.pipeline import Work
     from server.reply import Reply
@@ -19,11 +22,15 @@ Bucket: TypeAlias = tuple[int, int, int]
 class JobStatus(Enum):
     """Where a job is; the last three are final."""
 
+    NEW = "new"
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
     CANCELLED = "cancelled"
     FAILED = "failed"
+
+
+FINAL = frozenset((JobStatus.FINISHED, JobStatus.CANCELLED, JobStatus.FAILED))
 
 
 @dataclass(eq=False, slots=True)
@@ -35,12 +42,17 @@ class Job:
         work: what is computed with: table, embeddings, generator.
         reply: where the request's answers go.
         arrival: when it was admitted, in seconds of the server's clock.
+        due: when it should be done, on the same clock; the earliest runs first.
         deadline: when it is no longer wanted, on the same clock.
+        seconds: of the whole server that one of its calls is reckoned to take.
         step_index: UNet calls done.
         drawn: the last call that noise was drawn for.
         slot: its line in the bucket's state while it runs.
-        started: when its first call began.
+        started: when its first call began; 0 before.
+        ended: when it was done or given up; 0 before.
         call_share: the part of all its calls that was its own: 1 / jobs in the call, summed.
+        failures: failed calls that it was part of.
+        clean: the estimate of the clean latent after its last call, where somebody may want it.
     """
 
     request: Request
@@ -48,13 +60,18 @@ class Job:
     work: Work
     reply: Reply
     arrival: float
+    due: float = 0.0
     deadline: float | None = None
-    status: JobStatus = JobStatus.WAITING
+    seconds: float = 0.0
+    status: JobStatus = JobStatus.NEW
     step_index: int = 0
     drawn: int = -1
     slot: int = -1
     started: float = 0.0
+    ended: float = 0.0
     call_share: float = 0.0
+    failures: int = 0
+    clean: npt.NDArray[np.float32] | None = None
 
     @property
     def bucket(self) -> Bucket:

@@ -1,166 +1,62 @@
-"""Start, watch and stop a real `tritonserver` on a deployment."""
+"""Start, stop and kill a real `tritonserver` on a deployment."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import importlib.util
+import http.client
 import logging
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
-import sysconfig
 import tempfile
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import TypeAlias
 
 from engines.component import PipelineSpec
 from engines.runner import FAKE
 from server.config import ServerConfig
 from server.errors import StartupError
+from server.installation import SHARED_MEMORY_BYTES, STUB, find_installation
+from server.ports import Ports, free_ports
+from server.process_group import Process, die_with_parent, kill_group, members
 from server.repository import ROOT, deployed_models, write_repository
 from server.schedule import TrainedSchedule
 from server.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
-CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+Condition: TypeAlias = Callable[[], bool]
+MODELS_FOLDER = "models"
+# Beside the repository: the launcher asks the stream to drain, the stream says when it has.
+DRAIN_FILE, DRAINED_FILE = "drain", "drained"
+SHARED_MEMORY = Path("/dev/shm")
 START_SECONDS = 300.0
+DRAIN_SECONDS = 60.0
 STOP_SECONDS = 40.0
-EXIT_TIMEOUT_SECONDS = 30
-SHARED_MEMORY_BYTES = 64 << 20
-# What a client of ours never needs, and what an attacker of old releases used.
-RESTRICTED_APIS = ("shared-memory", "model-repository", "trace", "logging")
-PR_SET_PDEATHSIG = 1
+KILL_SECONDS = 10.0
 
 
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """Where the server listens. 0 takes a free port."""
-
-    http: int = 8000
-    grpc: int = 8001
-    metrics: int = 8002
-
-
-@dataclass(frozen=True, slots=True)
-class Installation:
-    """A tritonserver on this machine; libraries, backends and stub are given where they are not in standard places."""
-
-    executable: Path
-    libraries: Path | None = None
-    backends: Path | None = None
-    stub: Path | None = None
-
-
-def find_installation() -> Installation:
-    """The container's tritonserver if there is one, else the one inside the nvidia-pytriton wheel.
-
-    Raises:
-        StartupError: there is neither.
-    """
-    if CONTAINER_SERVER.exists():
-        return Installation(CONTAINER_SERVER)
-    found = importlib.util.find_spec("pytriton")
-    if found is None or found.origin is None:
-        raise StartupError("no tritonserver here: use NVIDIA's Triton image, or `pip install nvidia-pytriton==0.7.0`")
-    package = Path(found.origin).parent
-    version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = package / "tritonserver/python_backend_stubs" / version / "triton_python_backend_stub"
-    if not stub.exists():
-        raise StartupError(f"nvidia-pytriton has no Python backend for Python {version}; use Python 3.11 or 3.12")
-    return Installation(
-        executable=package / "tritonserver/bin/tritonserver",
-        libraries=package.parent / "nvidia_pytriton.libs",
-        backends=package / "tritonserver/backends",
-        stub=stub,
-    )
-
-
-def free_ports() -> Ports:
-    """Three ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return Ports(*(one.getsockname()[1] for one in sockets))
-
-
-def _environment(installation: Installation) -> dict[str, str]:
-    """The stub takes the first `python3` of PATH for its own, and must find its shared library."""
-    environment = dict(os.environ)
-    binaries = str(Path(sys.prefix) / "bin")
-    environment["PATH"] = os.pathsep.join([binaries, environment.get("PATH", "")])
-    libraries = [str(installation.libraries)] if installation.libraries else []
-    libraries += [sysconfig.get_config_var("LIBDIR") or "", environment.get("LD_LIBRARY_PATH", "")]
-    environment["LD_LIBRARY_PATH"] = os.pathsep.join(part for part in libraries if part)
-    return environment
-
-
-def _command(
-    installation: Installation, repository: Path, config: ServerConfig, ports: Ports, address: str
-) -> list[str]:
-    restricted = f"{','.join(RESTRICTED_APIS)}:triton-access-token={secrets.token_hex(16)}"
-    threads = max(64, 2 * config.queue_limit)
-    return [
-        str(installation.executable),
-        f"--model-repository={repository}",
-        "--model-control-mode=none",
-        "--disable-auto-complete-config",
-        "--strict-readiness=true",
-        f"--exit-timeout-secs={EXIT_TIMEOUT_SECONDS}",
-        f"--http-address={address}",
-        f"--http-port={ports.http}",
-        f"--grpc-address={address}",
-        f"--grpc-port={ports.grpc}",
-        f"--metrics-address={address}",
-        f"--metrics-port={ports.metrics}",
-        "--allow-gpu-metrics=false",
-        f"--http-restricted-api={restricted}",
-        f"--grpc-restricted-protocol={restricted}",
-        f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
-        f"--backend-config=python,shm-region-prefix-name=aquatint-{os.getpid()}-{secrets.token_hex(4)}",
-        # Each unary request holds one of the backend's threads while the stream works on it.
-        f"--backend-config=python,thread-pool-size={threads}",
-    ]
-
-
-def _backends(installation: Installation, folder: Path) -> Path | None:
-    """A backend directory with the stub of this Python beside the backend, as Triton wants it."""
-    if installation.backends is None or installation.stub is None:
-        return None
-    target = folder / "backends" / "python"
-    target.mkdir(parents=True)
-    for file in (*(installation.backends / "python").iterdir(), installation.stub):
-        (target / file.name).symlink_to(file)
-    return target.parent
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def never() -> bool:
+    return False
 
 
 class TritonServer:
     """A running tritonserver; a context manager that starts it and stops it.
+
+    Start it from a thread that outlives it: the kernel ends tritonserver when that thread ends, so that it cannot be
+    left behind.
 
     Args:
         config: what to serve.
         ports: where; by default free ones.
         address: of this machine to listen on.
         log: file for the server's output; by default it goes where ours goes.
-
-    Raises (from `start`):
-        StartupError: no installation, a model that does not load, or a server that is not ready in time;
-            and what `check_deployment` raises.
     """
 
     def __init__(
@@ -169,9 +65,13 @@ class TritonServer:
         self.config = config
         self.ports = ports or free_ports()
         self.address = address
+        self.prefix = ""
         self._log = log
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._running = False
+        self._ready = False
+        self._stubs: list[tuple[str, Process | None]] = []
 
     @property
     def grpc_url(self) -> str:
@@ -180,6 +80,16 @@ class TritonServer:
     @property
     def http_url(self) -> str:
         return f"http://{self.address}:{self.ports.http}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.address}:{self.ports.metrics}/metrics"
+
+    @property
+    def folder(self) -> Path:
+        """Temporary: the model repository, and the files by which launcher and models speak of draining."""
+        assert self._folder is not None
+        return Path(self._folder.name)
 
     @property
     def pid(self) -> int:
@@ -195,68 +105,159 @@ class TritonServer:
     ) -> None:
         self.stop()
 
-    def start(self) -> None:
-        """Check the deployment, write the repository, start the server, wait until every model is ready."""
+    def start(self, cancelled: Condition = never) -> None:
+        """Check the deployment, write the repository, start the server, wait until every model is ready.
+
+        Args:
+            cancelled: ends the wait early.
+
+        Raises:
+            StartupError: no installation, a port that is taken, a model that does not load, or a server that is not
+                ready in time; and what `check_deployment` raises.
+        """
         check_deployment(self.config)
-        installation = find_installation()
         self._folder = tempfile.TemporaryDirectory(prefix="aquatint-")
-        folder = Path(self._folder.name)
-        write_repository(self.config, folder / "models")
-        backends = _backends(installation, folder)
-        command = _command(installation, folder / "models", self.config, self.ports, self.address)
-        command += [f"--backend-directory={backends}"] if backends else []
-        with contextlib.ExitStack() as stack:
-            output = stack.enter_context(self._log.open("wb")) if self._log else None
-            self._process = subprocess.Popen(
-                command,
-                # The stub imports `server` from its working directory, which it puts first on sys.path.
-                cwd=ROOT,
-                env=_environment(installation),
-                stdout=output,
-                stderr=subprocess.STDOUT if output else None,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
         try:
-            self._wait_until_ready()
+            write_repository(self.config, self.folder / MODELS_FOLDER)
+            self.restart(cancelled)
         except BaseException:
             self.stop()
             raise
 
+    def restart(self, cancelled: Condition = never) -> None:
+        """Kill what still runs, and start the same deployment on the same ports; see `start`."""
+        self.kill()
+        self.ports = self.ports.chosen(self.address)
+        self._spawn()
+        self._wait_until_ready(cancelled)
+
+    def _spawn(self) -> None:
+        installation = find_installation()
+        self.prefix = f"aquatint-{os.getpid()}-{secrets.token_hex(4)}"
+        command = installation.command(self.config, self.folder / MODELS_FOLDER, self.address, self.ports, self.prefix)
+        with contextlib.ExitStack() as stack:
+            # What a server wrote before it failed must not be lost when it is started again.
+            output = stack.enter_context(self._log.open("ab" if self._process else "wb")) if self._log else None
+            self._process = subprocess.Popen(
+                [*command, *installation.link_backends(self.folder)],
+                # The stub imports `server` from its working directory, which it puts first on sys.path.
+                cwd=ROOT,
+                env=installation.environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                preexec_fn=die_with_parent,
+                # Ctrl-C in a terminal reaches the launcher only, which drains first; and one signal kills all of it.
+                process_group=0,
+            )
+        self._running = True
+
     def is_ready(self) -> bool:
         """Whether the server answers that all models are ready."""
-        try:
-            with urllib.request.urlopen(f"{self.http_url}/v2/health/ready", timeout=2) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
+        return fetch(f"{self.http_url}/v2/health/ready", seconds=2) is not None
 
     def exit_code(self) -> int | None:
         """None while the server runs."""
         return None if self._process is None else self._process.poll()
 
-    def _wait_until_ready(self) -> None:
+    def failure(self) -> str | None:
+        """Why the server that was ready will not answer any more; None while it and the stubs of its models run.
+
+        A stub is the process of a Python model. Triton neither restarts one nor tells anybody that it has gone.
+        """
+        if (code := self.exit_code()) is not None:
+            return f"tritonserver ended {_cause(code)}"
+        gone = [model for model, stub in self._stubs if stub is None or not stub.is_alive()]
+        return f"the process of {' and '.join(gone)} has gone" if gone else None
+
+    def _wait_until_ready(self, cancelled: Condition) -> None:
         end = time.monotonic() + START_SECONDS
+        hint = f"see {self._log}" if self._log else "see its messages above"
         while not self.is_ready():
             code = self.exit_code()
-            hint = f"see {self._log}" if self._log else "see its messages above"
             if code is not None:
-                raise StartupError(f"tritonserver ended with code {code} while it started; {hint}")
+                raise StartupError(f"tritonserver ended {_cause(code)} while it started; {hint}")
             if time.monotonic() > end:
                 raise StartupError(f"tritonserver was not ready after {START_SECONDS:.0f} s; {hint}")
+            if cancelled():
+                return
             time.sleep(0.1)
+        self._stubs = self._find_stubs()
+        self._ready = True
 
-    def stop(self) -> None:
-        """Let open requests finish, stop the server, remove the repository."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                logger.warning("tritonserver did not stop in %.0f s and is killed", STOP_SECONDS)
-                self._process.kill()
-                self._process.wait()
+    def _find_stubs(self) -> list[tuple[str, Process | None]]:
+        """With their models; none where they cannot be found at all, and None for one that has gone already."""
+        commands = [(process.command, process) for process in members(self.pid) if len(process.command) > 1]
+        found = [(Path(c[1]).parent.parent.name, process) for c, process in commands if Path(c[0]).name == STUB]
+        if not found:
+            logger.warning("tritonserver's %s processes are not to be found: nobody will notice when one dies", STUB)
+            return []
+        missing = set(deployed_models(self.config)) - {model for model, _ in found}
+        return [*found, *((model, None) for model in sorted(missing))]
+
+    def stop(self, grace_seconds: float = 0.0, hurry: Condition = never) -> None:
+        """Let open requests finish, stop the server, remove the repository and the shared memory.
+
+        Args:
+            grace_seconds: that open requests get before tritonserver is told to stop. From then on it refuses calls
+                from one model to another, so requests that need one more of them fail.
+            hurry: kills the server as soon as it is true.
+        """
+        if self._ready and grace_seconds > 0:
+            self._drain(grace_seconds, hurry)
+        if self._ready and self.failure() is None and not hurry():
+            self._terminate(hurry)
+        self.kill()
         if self._folder is not None:
             self._folder.cleanup()
+
+    def _drain(self, seconds: float, hurry: Condition) -> None:
+        """The stream sees the first file, refuses new requests, and writes the second when no request is open."""
+        (self.folder / DRAIN_FILE).touch()
+        drained = self.folder / DRAINED_FILE
+        if not _wait_for(lambda: drained.exists() or self.failure() is not None or hurry(), seconds):
+            logger.warning("requests are still open after %.0f s", seconds)
+
+    def _terminate(self, hurry: Condition) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+        if not _wait_for(lambda: self.exit_code() is not None or hurry(), STOP_SECONDS):
+            logger.warning("tritonserver did not stop in %.0f s and is killed", STOP_SECONDS)
+
+    def kill(self) -> None:
+        """End tritonserver and its stubs at once, if they run, and remove their shared memory.
+
+        Every open request ends with an error, and nobody answers on the ports.
+        """
+        # A second time, the process's number may be somebody else's.
+        if self._process is None or not self._running:
+            return
+        self._running, self._ready, self._stubs = False, False, []
+        for process in kill_group(self._process, KILL_SECONDS):
+            logger.warning("process %d of tritonserver still runs %.0f s after SIGKILL", process.pid, KILL_SECONDS)
+        for region in SHARED_MEMORY.glob(f"{self.prefix}*"):
+            region.unlink(missing_ok=True)
+
+
+def fetch(url: str, seconds: float) -> str | None:
+    """The text at an address of this machine; None without a good answer within `seconds`."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(url, timeout=seconds) as answer:
+            return str(answer.read().decode(errors="replace"))
+    except (OSError, http.client.HTTPException):
+        return None
+
+
+def _cause(code: int) -> str:
+    return f"by signal {-code}" if code < 0 else f"with code {code}"
+
+
+def _wait_for(condition: Condition, seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not (met := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return met
 
 
 def check_deployment(config: ServerConfig) -> PipelineSpec:
@@ -278,29 +279,8 @@ def check_deployment(config: ServerConfig) -> PipelineSpec:
 
 def _check_shared_memory(needed: int) -> None:
     """Triton's Python models talk through /dev/shm."""
-    folder = Path("/dev/shm")
-    if folder.is_dir() and (free := shutil.disk_usage(folder).free) < needed:
+    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
         raise StartupError(
-            f"/dev/shm has {free >> 20} MiB free, the models need {needed >> 20}; "
+            f"{SHARED_MEMORY} has {free >> 20} MiB free, the models need {needed >> 20}; "
             "give the container more, as in `docker run --shm-size=1g`"
         )
-
-
-def serve_until_signal(
-    server: TritonServer, signals: Sequence[signal.Signals] = (signal.SIGINT, signal.SIGTERM)
-) -> int:
-    """Wait for a signal, then stop; the exit code is 0, or 1 when the server ended of itself."""
-    received = False
-
-    def stop(number: int, frame: object) -> None:
-        nonlocal received
-        received = True
-
-    for one in signals:
-        signal.signal(one, stop)
-    while not received:
-        if (code := server.exit_code()) is not None:
-            raise StartupError(f"tritonserver ended by itself with code {code}")
-        time.sleep(0.2)
-    server.stop()
-    return 0

@@ -1,4 +1,4 @@
-"""The in-flight denoising loop: every turn is one UNet call that serves all running jobs of a bucket."""
+"""The in-flight denoising loop: every turn is one UNet call that serves running jobs of a bucket."""
 
 from __future__ import annotations
 
@@ -6,19 +6,42 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
-from server.errors import Cancelled, Overloaded, ServerError
-from server.job import Batch, Bucket, Job, JobStatus
+from server.errors import ServerError
+from server.job import FINAL, Batch, Bucket, Job, JobStatus
 from server.pipeline import Pipeline
-from server.rows import Array, BucketState
+from server.reply import Reply
+from server.rows import Array, BucketState, Call
 from server.scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.2
+# A job that was part of so many failed calls goes on alone, so that it can harm nobody but itself.
+FAILURES_IN_COMPANY = 3
 Finished = Callable[[Job, Array, float], None]
+
+
+class Watcher(Protocol):
+    """Who hears what the loop does; called on the loop's thread, must return at once."""
+
+    def turned(self) -> None:
+        """The loop is alive; at least every `IDLE_SECONDS`."""
+
+    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+        """A UNet call was made; its jobs' steps are counted."""
+
+    def estimated(self, job: Job) -> None:
+        """`job.clean` is new."""
+
+    def failed(self, jobs: Sequence[Job], retried: bool) -> None:
+        """A UNet call failed for these jobs."""
+
+    def ended(self, job: Job) -> None:
+        """A job has finished, or was ended before."""
 
 
 class DenoiseLoop:
@@ -28,6 +51,7 @@ class DenoiseLoop:
         pipeline: what computes.
         scheduler: what decides.
         finished: is handed each finished job with its latent and the time it ended; must return at once.
+        watcher: who hears of it.
         batch_sizes: rows that the engine takes; empty means any.
         clock: seconds.
     """
@@ -37,51 +61,29 @@ class DenoiseLoop:
         pipeline: Pipeline,
         scheduler: Scheduler,
         finished: Finished,
+        watcher: Watcher,
         batch_sizes: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.calls = 0
         self._pipeline = pipeline
         self._scheduler = scheduler
         self._finished = finished
+        self._watcher = watcher
         self._batch_sizes = batch_sizes
         self._clock = clock
-        self._inbox: queue.SimpleQueue[list[Job] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Sequence[Job] | Reply | None] = queue.SimpleQueue()
         self._states: dict[Bucket, BucketState] = {}
         self._noise_drawer = ThreadPoolExecutor(1, "noise")
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
 
-    def step(self) -> bool:
-        """One turn; False when there is nothing to do."""
-        self._drop_unwanted()
-        batch = self._scheduler.schedule()
-        if batch is None:
-            return False
-        try:
-            self._begin(batch)
-            self._denoise(batch)
-        except Exception as error:  # the loop must survive whatever a runner raises
-            self._fail(batch, error)
-            return True
-        for job in self._scheduler.update(batch):
-            self._emit(job)
-        return True
-
-    def admit(self, block_seconds: float = 0.0) -> None:
-        """Take new jobs in, waiting for the first one so long."""
-        try:
-            jobs = self._inbox.get(timeout=block_seconds) if block_seconds else self._inbox.get_nowait()
-            while True:
-                for job in jobs or ():
-                    self._scheduler.add(job)
-                jobs = self._inbox.get_nowait()
-        except queue.Empty:
-            return
-
-    def submit(self, jobs: list[Job]) -> None:
+    def submit(self, jobs: Sequence[Job]) -> None:
         """Hand jobs to the loop, from any thread."""
         self._inbox.put(jobs)
+
+    def drop(self, reply: Reply) -> None:
+        """End the jobs of a request that was answered or given up, from any thread; seen before the next call."""
+        self._inbox.put(reply)
 
     def start(self) -> None:
         self._thread.start()
@@ -100,60 +102,123 @@ class DenoiseLoop:
             if not self.step():
                 self.admit(block_seconds=IDLE_SECONDS)
 
+    def admit(self, block_seconds: float = 0.0) -> None:
+        """Take in what was submitted, waiting for the first so long."""
+        try:
+            item = self._inbox.get(timeout=block_seconds) if block_seconds else self._inbox.get_nowait()
+            while True:
+                if isinstance(item, Reply):
+                    self._give_up(item)
+                else:
+                    for job in item or ():
+                        self._add(job)
+                item = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def step(self) -> bool:
+        """One turn; False when there is nothing to do."""
+        self._watcher.turned()
+        now = self._clock()
+        for job in self._scheduler.expired(now):
+            job.reply.expire()
+            self._give_up(job.reply)
+        batch = self._scheduler.schedule(now)
+        if batch is None:
+            return False
+        try:
+            self._begin(batch)
+            broken = self._denoise(batch)
+        except Exception as error:  # the loop must survive whatever a runner raises
+            logger.exception("a UNet call of %d rows failed", batch.size)
+            self._suspect(batch, batch.jobs, f"the UNet call failed: {error}")
+            return True
+        if broken:
+            self._suspect(batch, broken, "the UNet's output is not finite: it overflowed; try other settings")
+        healthy = [job for job in batch.jobs if job not in broken]
+        for job in self._scheduler.update(healthy):
+            self._emit(job)
+        self._scheduler.isolate(
+            job for job in healthy if job.failures >= FAILURES_IN_COMPANY and job.status not in FINAL
+        )
+        return True
+
+    def _add(self, job: Job) -> None:
+        """A request may have been given up while it was on its way here."""
+        if job.status is JobStatus.NEW:
+            self._scheduler.add(job)
+        if job.reply.answered or job.reply.given_up is not None:
+            self._give_up(job.reply)
+
     def _begin(self, batch: Batch) -> None:
         state = self._states.get(batch.bucket)
         if state is None:
             height, width, _ = batch.bucket
             shape = self._pipeline.latent_shape(height, width)
-            state = BucketState(self._scheduler.max_rows, shape, self._batch_sizes)
+            state = BucketState(self._scheduler.capacity, shape, self._batch_sizes)
             self._states[batch.bucket] = state
         for job in batch.joined:
             job.started = self._clock()
             state.join(job)
 
-    def _denoise(self, batch: Batch) -> None:
+    def _denoise(self, batch: Batch) -> list[Job]:
+        """Make the call; gives the jobs whose output is not finite, which stay where they were."""
         state = self._states[batch.bucket]
         call = state.call(batch)
         feeds = state.feeds(call)
         # Noise is needed after the UNet call, and numpy lets other threads run while it draws.
         drawing = self._noise_drawer.submit(state.draw, call) if call.draws else None
-        output = self._pipeline.denoise(feeds)
-        if drawing is not None:
-            drawing.result()
-        self.calls += 1
-        state.advance(call, output)
-        for job in batch.jobs:
-            job.call_share += 1 / len(batch.jobs)
-            job.reply.step_done(job.calls * job.request.num_images)
+        started = self._clock()
+        try:
+            output = self._pipeline.denoise(feeds)
+            seconds = self._clock() - started
+        finally:
+            if drawing is not None:
+                drawing.result()
+        broken = state.broken(call, output)
+        shown = [i for i, job in enumerate(call.jobs) if job.reply.wants_clean(job) and job not in broken]
+        for i in shown:
+            call.jobs[i].clean = state.estimate(call, output, i)
+        state.advance(call, output, broken)
+        for job in call.jobs:
+            job.call_share += 1 / len(call.jobs)
+        self._watcher.called(call, batch.bucket, len(feeds["timestep"]), seconds)
+        for i in shown:
+            self._watcher.estimated(call.jobs[i])
+        return broken
 
     def _emit(self, job: Job) -> None:
         state = self._states[job.bucket]
         latent = state.latent(job)
         state.leave(job)
-        self._finished(job, latent, self._clock())
+        job.ended = self._clock()
+        self._watcher.ended(job)
+        self._finished(job, latent, job.ended)
 
-    def _drop_unwanted(self) -> None:
-        """End jobs whose client left, whose request has failed, or whose deadline has passed."""
-        now = self._clock()
-        for job in self._scheduler.unwanted(now):
-            self._end(job, JobStatus.CANCELLED)
-            if job.reply.cancelled:
-                job.reply.fail(Cancelled("the client cancelled the request"))
+    def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
+        """Try each job of a failed call once more without the others; who fails alone is at fault."""
+        alone = len(batch.jobs) == 1
+        self._watcher.failed(jobs, retried=not alone)
+        for job in jobs:
+            job.failures += 1
+            if alone:
+                job.reply.fail(ServerError(reason))
+                self._give_up(job.reply)
+        if not alone:
+            self._scheduler.isolate(job for job in jobs if job.status not in FINAL)
+
+    def _give_up(self, reply: Reply) -> None:
+        """End what runs and waits of a request; hands out what there is if partial results were asked for."""
+        for job in reply.jobs:
+            if job.status in FINAL:
+                continue
+            if job.slot >= 0:
+                self._states[job.bucket].leave(job)
+            if job.status is not JobStatus.NEW:
+                self._scheduler.end(job, JobStatus.CANCELLED)
+            job.status, job.ended = JobStatus.CANCELLED, self._clock()
+            self._watcher.ended(job)
+            if job.clean is not None and not reply.answered:
+                self._finished(job, job.clean, job.ended)
             else:
-                job.reply.fail(
-                    Overloaded(
-                        f"timeout_ms of {job.request.timeout_ms} passed before the images were done; "
-                        "allow more time, ask for fewer steps, or send to another server"
-                    )
-                )
-
-    def _end(self, job: Job, status: JobStatus) -> None:
-        if job.slot >= 0:
-            self._states[job.bucket].leave(job)
-        self._scheduler.remove(job, status)
-
-    def _fail(self, batch: Batch, error: Exception) -> None:
-        logger.exception("a UNet call of %d rows failed", batch.size)
-        for job in batch.jobs:
-            self._end(job, JobStatus.FAILED)
-            job.reply.fail(ServerError(f"the UNet call failed: {error}"))
+                reply.leave_out(job.index)

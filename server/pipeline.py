@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.component import Component, PipelineSpec
-from engines.runner import Runner, open_runner
+from engines.runner import FAKE, FakeRunner, Runner, open_runner
 from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
 from server.errors import InvalidRequest, ScheduleError
@@ -25,6 +25,7 @@ from server.request import Limits, Request
 from server.sampler_names import find_sampler
 from server.samplers import sampler_table
 from server.schedule import TrainedSchedule
+from server.step_curve import StepCurve
 from server.table import Table
 from server.tokenizer import PromptTokenizer
 from server.variation import VariationNoise
@@ -134,6 +135,15 @@ class Pipeline:
         except ScheduleError as error:
             raise InvalidRequest(f"{error}: send another schedule, rho or list") from error
 
+    def embed(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
+        """Encode texts; those of late requests are kept."""
+        return self._prompts.embed(texts)
+
+    @property
+    def embedding_cache(self) -> tuple[int, int]:
+        """Texts that were found encoded, and that were not, since the start."""
+        return self._prompts.hits, self._prompts.misses
+
     def works(self, request: Request) -> tuple[list[Work], dict[Text, Embedding]]:
         """What each image of a request computes with, and how its texts were encoded.
 
@@ -148,7 +158,7 @@ class Pipeline:
                 f"the prompts change into {len(texts)} different texts on the way; send at most {MAX_TEXTS}: "
                 "use fewer [a|b] and [a:b:0.4]"
             )
-        embeddings = self._prompts.embed(list(texts))
+        embeddings = self.embed(list(texts))
         found = conditions(said, {text: embedding.states for text, embedding in embeddings.items()})
         reserved = max(condition.rows for condition in found)
         noises = [request_noise(request, index) for index in range(request.num_images)]
@@ -163,6 +173,18 @@ class Pipeline:
         """(n, c, h, w) latents to (n, 8h, 8w, 3) uint8 pixels."""
         scaled = latents / np.float32(self.spec.scaling_factor)
         return to_pixels(self._runners["vae_decoder"].infer({"latent": scaled})["image"])
+
+
+def open_component(component: Component, config: ServerConfig) -> Runner:
+    """Load one component; a fake UNet takes as long as the deployment's step-time curve says.
+
+    Raises:
+        EngineError: its file is missing or damaged, or the provider is not available.
+    """
+    if config.provider == FAKE and component.name == "unet":
+        return FakeRunner(component, StepCurve(config.step_seconds, config.batch_sizes).seconds)
+    threads = config.unet_threads if component.name == "unet" else config.component_threads
+    return open_runner(component, config.model, config.provider, threads)
 
 
 def open_pipeline(config: ServerConfig, remote: Callable[[Component], Runner] | None = None) -> Pipeline:
@@ -182,6 +204,5 @@ def open_pipeline(config: ServerConfig, remote: Callable[[Component], Runner] | 
         if remote is not None and config.placement(name) == "triton":
             runners[name] = remote(component)
         else:
-            threads = config.unet_threads if name == "unet" else config.component_threads
-            runners[name] = open_runner(component, config.model, config.provider, threads)
+            runners[name] = open_component(component, config)
     return Pipeline(spec, config.model, runners)

@@ -47,9 +47,13 @@ class PromptEncoder:
     Args:
         runner: of the text encoder.
         tokenizer: of the checkpoint.
+
+    Attributes:
+        hits, misses: texts that were found encoded, and that were not.
     """
 
     def __init__(self, runner: Runner, tokenizer: PromptTokenizer) -> None:
+        self.hits = self.misses = 0
         self._runner = runner
         self._tokenizer = tokenizer
         self._kept: OrderedDict[Text, Embedding] = OrderedDict()
@@ -75,6 +79,8 @@ class PromptEncoder:
             found = {text: self._kept[text] for text in wanted if text in self._kept}
             for text in found:
                 self._kept.move_to_end(text)
+            self.hits += len(found)
+            self.misses += len(wanted) - len(found)
         if missing := [text for text in wanted if text not in found]:
             fresh = self._run(missing)
             found |= fresh

@@ -8,16 +8,17 @@ from dataclasses import asdict
 from pathlib import Path
 
 from server.config import ServerConfig
-from server.request import FIELDS
+from server.request import CANCEL, FIELDS
 from server.sampler_names import SAMPLERS, SCHEDULES
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "model_repository"
 STREAM, FACE = "stable_diffusion_stream", "stable_diffusion"
-COMPONENT_MODELS = ("text_encoder", "vae_decoder")
+COMPONENT_MODELS = ("text_encoder", "unet", "vae_decoder")
 OUTPUTS = {"images": "one per image: encoded bytes", "metadata": "JSON: the request as it was served, seeds, timing"}
 STREAM_OUTPUTS = {
-    "progress": "JSON: steps done and in total",
+    "progress": "JSON: steps done and in total, queue position, seconds left; or which image this is",
+    "preview": "JPEG of at most 256 pixels",
     "error": "JSON: code and message, in place of a failure, for requests with the parameter errors_as_data",
 }
 
@@ -38,7 +39,7 @@ def request_config(name: str, *, decoupled: bool) -> str:
 
     Every input is optional, so that what is missing is answered by us, with a remedy, and not by Triton.
     """
-    inputs = [_tensor(f.name, f.datatype, f.meaning, optional=True) for f in FIELDS]
+    inputs = [_tensor(f.name, f.datatype, f.meaning, optional=True) for f in (*FIELDS, CANCEL)]
     outputs = OUTPUTS | (STREAM_OUTPUTS if decoupled else {})
     policy = "model_transaction_policy { decoupled: true }\n" if decoupled else ""
     return (

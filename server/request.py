@@ -96,8 +96,16 @@ FIELDS: tuple[Field, ...] = (
     Field("priority", "INT64", 0, "higher runs earlier among those that wait", -10, 10),
     Field("timeout_ms", "INT64", 0, "give up after so long; 0 means never", 0, 86_400_000),
     Field("progress_interval", "INT64", 0, "steps between progress events on a stream; 0 means none", 0, 500),
+    Field("preview_interval", "INT64", 0, "steps between preview images on a stream; 0 means none", 0, 500),
+    Field("stream_images", "INT64", 0, "1 sends each image of a stream as soon as it is done", 0, 1),
+    Field("partial_result", "INT64", 0, "1 asks for the images as far as they are when cancelled by id or too late",
+          0, 1),
+    Field("client_id", "STRING", "", "who asks: clients share the server evenly"),
+    Field("request_id", "STRING", "", "name to cancel the request by; Triton's request id when absent"),
 )  # fmt: skip
 FIELD_BY_NAME = {field.name: field for field in FIELDS}
+# Sent alone, in place of a request.
+CANCEL = Field("cancel", "STRING", None, "request_id of the open requests to cancel; sent alone")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +166,11 @@ class Request:
     priority: int
     timeout_ms: int
     progress_interval: int
+    preview_interval: int
+    stream_images: int
+    partial_result: int
+    client_id: str
+    request_id: str
 
     def seeds(self, index: int) -> tuple[int, int]:
         """Seed and subseed of an image; as in A1111, a variation keeps the seed and counts the subseed up."""
@@ -201,6 +214,17 @@ class Request:
 
 def _seed(value: object) -> int:
     return secrets.randbelow(RANDOM_SEED_LIMIT) if value is None else cast(int, value)
+
+
+def cancelled_id(tensors: Mapping[str, Sequence[object]]) -> str:
+    """The id in a message that cancels.
+
+    Raises:
+        InvalidRequest: something else came with it, or it is no text.
+    """
+    if others := [name for name in tensors if name != CANCEL.name]:
+        raise InvalidRequest(f"{CANCEL.name} came with {', '.join(others)}; send it alone")
+    return cast(str, _value(CANCEL, tensors[CANCEL.name]))
 
 
 def unknown_field(name: str) -> str:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from server.request import Limits, Request
 
 MAX_SEED = 2**63 - 1
+# Characters of a client's or request's name.
+MAX_NAME = 256
 # A prompt that alternates is read anew for every step.
 MAX_SCHEDULED = 2_000_000
 
@@ -26,6 +28,7 @@ def check(request: Request, limits: Limits) -> None:
     _check_sampler(request)
     _check_levels(request, limits)
     _check_prompts(request)
+    _check_names(request)
     if request.guidance_start >= request.guidance_end:
         raise InvalidRequest(
             f"guidance_start is {request.guidance_start} and guidance_end {request.guidance_end}; the start must be "
@@ -109,6 +112,12 @@ def _check_prompts(request: Request) -> None:
             f"the longest prompt has {longest} characters and num_inference_steps is {request.num_inference_steps}; "
             f"in A1111's syntax their product must not exceed {MAX_SCHEDULED}: send a shorter prompt or fewer steps"
         )
+
+
+def _check_names(request: Request) -> None:
+    for name, value in (("client_id", request.client_id), ("request_id", request.request_id)):
+        if len(value) > MAX_NAME:
+            raise InvalidRequest(f"{name} has {len(value)} characters; send at most {MAX_NAME}")
 
 
 def fitting_size(height: object, width: object, limits: Limits) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from server import fused
 from server.job import Batch, Job
-from server.table import C_IN, TIMESTEP
+from server.table import C_IN, TIMESTEP, P, Q
 
 if TYPE_CHECKING:
     from server.conditioning import Condition
@@ -94,14 +94,14 @@ class Call:
         jobs: in the order of their slots.
         slots: (jobs,) their lines in the state.
         steps: (jobs,) UNet calls that each has behind it.
-        lines: (jobs, columns) of their tables.
+        moves: (jobs, columns) of their tables.
         layout: whose the rows are.
     """
 
     jobs: tuple[Job, ...]
     slots: Integers
     steps: Integers
-    lines: Array
+    moves: Array
     layout: Layout
 
     @property
@@ -177,7 +177,7 @@ class BucketState:
             jobs=jobs,
             slots=np.array([job.slot for job in jobs], np.int64),
             steps=np.array([job.step_index for job in jobs], np.int64),
-            lines=np.stack([job.work.table.lines[job.step_index] for job in jobs]),
+            moves=np.stack([job.work.table.moves[job.step_index] for job in jobs]),
             layout=self._laid_out([job.condition for job in jobs]),
         )
 
@@ -196,9 +196,9 @@ class BucketState:
             self._sample = np.zeros((rows, *self._shape), np.float32)
         sample = self._sample[:rows]
         fused.gather(
-            self._kept, call.slots, layout.owners, np.ascontiguousarray(call.lines[:, C_IN]), fused.flat(sample)
+            self._kept, call.slots, layout.owners, np.ascontiguousarray(call.moves[:, C_IN]), fused.flat(sample)
         )
-        timestep = np.append(call.lines[:, TIMESTEP], np.float32(0))[layout.owners]
+        timestep = np.append(call.moves[:, TIMESTEP], np.float32(0))[layout.owners]
         return {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
 
     def draw(self, call: Call) -> None:
@@ -208,22 +208,44 @@ class BucketState:
                 self._kept[job.slot, fused.NOISE] = job.work.noise.normal(self._shape).ravel()
                 job.drawn = job.step_index
 
-    def advance(self, call: Call, output: Array) -> None:
-        """Guide the UNet's output and move every job's latent along its line of the table.
+    def broken(self, call: Call, output: Array) -> list[Job]:
+        """The jobs of which the UNet's output is not finite."""
+        found = np.zeros(len(call.jobs), np.int64)
+        fused.find_broken(fused.flat(output).view(np.int32), call.layout.owners, found)
+        return [job for job, is_broken in zip(call.jobs, found, strict=True) if is_broken]
+
+    def estimate(self, call: Call, output: Array, index: int) -> Array:
+        """The clean latent that the output says job `index` of the call will come to, (c, h, w); before `advance`."""
+        layout, job = call.layout, call.jobs[index]
+        first = index + int(layout.further[index] - layout.further[0])
+        clean = np.empty(self._kept.shape[2], np.float32)
+        fused.estimate(
+            self._kept[job.slot, fused.X],
+            fused.flat(output),
+            index,
+            int(layout.negatives[index]),
+            layout.scales[first : first + 1 + int(layout.further[index + 1] - layout.further[index])],
+            int(layout.further[index]),
+            np.float32(job.request.guidance_rescale),
+            np.ascontiguousarray(call.moves[index, [P, Q]]),
+            clean,
+        )
+        return clean.reshape(self._shape)
+
+    def advance(self, call: Call, output: Array, broken: Sequence[Job] = ()) -> None:
+        """Guide the UNet's output and move every job's latent along its line of the table, but not those `broken`.
 
         Rescaled guidance is Lin et al. (2023), 3.4; several positives are composed as in Liu et al. (2022).
         """
-        tables = [(job.work.table, job.step_index) for job in call.jobs]
+        slots = np.array([-1 if job in broken else job.slot for job in call.jobs], np.int64) if broken else call.slots
         fused.advance(
             self._kept,
-            fused.flat(np.require(output, requirements=["C", "W"])),
-            call.lines,
-            np.stack([table.fused[step] for table, step in tables]),
-            call.slots,
+            fused.flat(output),
+            call.moves,
+            slots,
             call.steps,
             call.layout.negatives,
             call.layout.further,
             np.array([job.request.guidance_rescale for job in call.jobs], np.float32),
             call.layout.scales,
-            np.stack([table.keeps[step] for table, step in tables]),
         )

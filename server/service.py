@@ -9,17 +9,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from server.admission import Admission, Cost
 from server.conditioning import Text
 from server.config import ServerConfig
 from server.decoder import Decoder
-from server.errors import InvalidRequest, Overloaded, ServerError
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.job import Job
 from server.loop import DenoiseLoop
+from server.metrics import Metrics
+from server.monitor import Monitor
 from server.pipeline import Pipeline
 from server.prompt_encoder import Embedding
 from server.reply import Reply, Sink
-from server.request import Request
+from server.request import CANCEL, Request, cancelled_id
+from server.response_cache import ResponseCache
 from server.scheduler import Scheduler
+from server.tracing import Tracer
+from server.warm_up import Curves, warm_up
 
 logger = logging.getLogger(__name__)
 
@@ -30,90 +36,167 @@ class Service:
     Args:
         pipeline: the checkpoint.
         config: bounds and batch sizes.
+        metrics: where figures go.
+        tracer: where spans go.
         clock: seconds.
     """
 
-    def __init__(self, pipeline: Pipeline, config: ServerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        config: ServerConfig,
+        metrics: Metrics | None = None,
+        tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._pipeline = pipeline
         self._config = config
         self._clock = clock
         self._limits = pipeline.limits
+        first = warm_up(pipeline, config)
+        curves = Curves(first.step_seconds, pipeline.spec.resolutions[0], config.batch_sizes)
+        self.admission = Admission(config, curves, clock)
+        self.admission.decode_seconds = first.decode_seconds
+        self.monitor = Monitor(pipeline, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock)
+        self._cache = ResponseCache(config.response_cache_bytes)
         self._lock = threading.Lock()
-        self._open: set[Reply] = set()
-        self._images = 0
+        self._open: dict[Reply, tuple[Cost, list[float]]] = {}
         self._accepting = True
-        self._inbox: queue.SimpleQueue[tuple[Reply, float] | None] = queue.SimpleQueue()
-        self._admission = threading.Thread(target=self._admit, name="admission", daemon=True)
-        self._decoder = Decoder(pipeline, config.decode_images, clock)
-        scheduler = Scheduler(config.max_rows)
-        self.loop = DenoiseLoop(pipeline, scheduler, self._decoder.submit, config.batch_sizes, clock)
+        self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        self._reader = threading.Thread(target=self._read, name="admission", daemon=True)
+        self._decoder = Decoder(pipeline, config.decode_images, self.monitor, clock)
+        self.scheduler = Scheduler(config.max_rows, lambda bucket: curves(bucket[:2]))
+        self.loop = DenoiseLoop(pipeline, self.scheduler, self._decoder.submit, self.monitor, config.batch_sizes, clock)
 
     def start(self) -> None:
+        self.monitor.start()
         self._decoder.start()
         self.loop.start()
-        self._admission.start()
+        self._reader.start()
 
-    def submit(self, tensors: Mapping[str, Sequence[object]], sink: Sink) -> Reply:
-        """Accept a request given as lists of values per named tensor.
+    def submit(
+        self, tensors: Mapping[str, Sequence[object]], sink: Sink, request_id: str = "", traceparent: str | None = None
+    ) -> Reply | None:
+        """Accept a request given as lists of values per named tensor; None if it is answered already.
+
+        Args:
+            request_id: its name, if it has none of its own.
+            traceparent: the client's W3C trace context.
 
         Raises:
             InvalidRequest: it is at fault.
-            Overloaded: too many images are unanswered, or the server stops.
+            Overloaded: there is no room, its deadline cannot be met, or the server stops.
+            NotFound: it cancels a request that is not open.
         """
+        try:
+            if CANCEL.name in tensors:
+                sink.finish([], {"cancelled": self.cancel(cancelled_id(tensors))})
+                return None
+            if "request_id" not in tensors and request_id:
+                tensors = {**tensors, "request_id": [request_id]}
+            return self._enter(tensors, sink, traceparent)
+        except ServerError as error:
+            self.monitor.refused(error)
+            raise
+
+    def _enter(self, tensors: Mapping[str, Sequence[object]], sink: Sink, traceparent: str | None) -> Reply | None:
         request = Request.parse(tensors, self._limits)
-        reply = Reply(request, sink, self._closed)
+        keeps = self._cache.wants(request, seeded="seed" in tensors)
+        if keeps:
+            answer = self._cache.get(request)
+            self.monitor.looked_up(answer is not None)
+            if answer is not None:
+                sink.finish(*answer)
+                self.monitor.answered_from_cache(request)
+                return None
+        calls = self._pipeline.table(request).calls
+        cost = self.admission.cost(request, calls, rows=2 if request.guided else 1)
+        reply = Reply(request, sink, lambda reply: self._closed(reply, keeps), self._clock(), traceparent)
         with self._lock:
             if not self._accepting:
                 raise Overloaded("the server is stopping; send to another one")
-            if self._images + request.num_images > self._config.queue_limit:
-                raise Overloaded(
-                    f"{self._images} images are waiting or running, this server takes {self._config.queue_limit}; "
-                    "send again in a second, or to another server"
-                )
-            self._images += request.num_images
-            self._open.add(reply)
-        self._inbox.put((reply, self._clock()))
+            self._open[reply] = cost, self.admission.enter(request, cost)
+        self._inbox.put(reply)
         return reply
+
+    def cancel(self, request_id: str) -> int:
+        """Cancel the open requests of this name; returns how many.
+
+        Raises:
+            NotFound: there is none.
+        """
+        named = [reply for reply in self.open_replies() if reply.request.request_id == request_id]
+        for reply in named:
+            self.give_up(reply, "the request was cancelled by its id")
+        if not named:
+            raise NotFound(f"no open request has the id {request_id!r}; it may have been answered already")
+        return len(named)
+
+    def give_up(self, reply: Reply, reason: str) -> None:
+        """Nobody waits for a reply any more."""
+        if reply.give_up(Cancelled(reason)):
+            self.loop.drop(reply)
 
     def open_replies(self) -> list[Reply]:
         """The requests that are not answered yet."""
         with self._lock:
             return list(self._open)
 
-    def close(self, drain_seconds: float = 0.0) -> None:
-        """Refuse new requests, give the open ones so long, answer the rest with an error, stop."""
+    def tick(self) -> None:
+        """To be called about every second: tells those who wait of their place, and states how full the server is."""
+        for reply in self.open_replies():
+            if reply.request.progress_interval and reply.jobs and all(job.slot < 0 for job in reply.jobs):
+                reply.tell(self.monitor.expected(reply))
+        self.monitor.state(self.scheduler.counts())
+
+    def stop_accepting(self) -> None:
+        """Refuse new requests from here on."""
         with self._lock:
             self._accepting = False
+
+    def close(self, drain_seconds: float = 0.0) -> None:
+        """Refuse new requests, give the open ones so long, answer the rest with an error, stop."""
+        self.stop_accepting()
         end = self._clock() + drain_seconds
         while self.open_replies() and self._clock() < end:
             time.sleep(0.02)
         self._inbox.put(None)
-        if self._admission.is_alive():
-            self._admission.join()
+        if self._reader.is_alive():
+            self._reader.join()
         self.loop.close()
         self._decoder.close()
         for reply in self.open_replies():
             reply.fail(Overloaded("the server stopped before the images were done; send to another one"))
+        self.monitor.close()
 
-    def _closed(self, reply: Reply) -> None:
+    def _closed(self, reply: Reply, keeps: bool) -> None:
         with self._lock:
-            if reply in self._open:
-                self._open.remove(reply)
-                self._images -= reply.request.num_images
+            cost, dues = self._open.pop(reply)
+            began = bool(reply.jobs)
+        self.admission.leave(reply.request, cost)
+        if not began:
+            self.admission.forget(dues, cost)
+        self.monitor.answered(reply)
+        if keeps and reply.result is not None and reply.given_up is None:
+            self._cache.put(reply.request, reply.result)
+        # Images of a request that failed need not be drawn.
+        self.loop.drop(reply)
 
-    def _admit(self) -> None:
-        while (item := self._inbox.get()) is not None:
-            reply, arrival = item
+    def _read(self) -> None:
+        """Encode prompts and make jobs, one request after the other."""
+        while (reply := self._inbox.get()) is not None:
             try:
-                self.loop.submit(self._jobs(reply, arrival))
+                self._begin(reply)
             except InvalidRequest as error:
                 reply.fail(error)
             except Exception as error:  # whatever a runner raises; this client must be answered
-                logger.exception("admission failed")
+                logger.exception("admission failed", extra={"request_id": reply.request.request_id})
                 reply.fail(ServerError(f"encoding the prompt failed: {error}"))
 
-    def _jobs(self, reply: Reply, arrival: float) -> list[Job]:
+    def _begin(self, reply: Reply) -> None:
         """One job per image, with the request's embeddings and table."""
+        if reply.answered:
+            return
         request = reply.request
         works, embeddings = self._pipeline.works(request)
         if works[0].reserved > self._config.max_rows:
@@ -122,8 +205,16 @@ class Service:
                 f"{self._config.max_rows}: join fewer parts with AND"
             )
         reply.details = self._details(embeddings)
-        deadline = arrival + request.timeout_ms / 1000 if request.timeout_ms else None
-        return [Job(request, i, work, reply, arrival, deadline) for i, work in enumerate(works)]
+        deadline = reply.arrival + request.timeout_ms / 1000 if request.timeout_ms else None
+        with self._lock:
+            if reply not in self._open:
+                return
+            cost, dues = self._open[reply]
+            reply.jobs = tuple(
+                Job(request, i, work, reply, reply.arrival, due, deadline, seconds=cost.seconds / cost.calls)
+                for i, (work, due) in enumerate(zip(works, dues, strict=True))
+            )
+        self.loop.submit(reply.jobs)
 
     def _details(self, embeddings: Mapping[Text, Embedding]) -> dict[str, Any]:
         spec = self._pipeline.spec

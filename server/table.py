@@ -3,6 +3,7 @@
 network input    c_in * x                at timestep t
 kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent, the noise, or m itself)
 next latent      x' = a * x + a1 * x_prev + b . (h_0, h_1, h_2, h_3) + n * noise
+clean latent     p * x + q * m           (the estimate after this call, which previews show)
 
 A sampler may use older latents, outputs and noise than a job keeps: a line that once used them is solved for them.
 """
@@ -20,12 +21,15 @@ import numpy.typing as npt
 HISTORY = 4
 # More substitutions than any method needs that fits at all.
 RECALLS = 16
-COLUMNS = ("timestep", "c_in", "u", "v", "a", "a1", "b0", "b1", "b2", "b3", "n")
-TIMESTEP, C_IN, U, V, A, A1, B, N = 0, 1, 2, 3, 4, 5, 6, 10
+COLUMNS = ("timestep", "c_in", "u", "v", "a", "a1", "b0", "b1", "b2", "b3", "n", "p", "q")
+TIMESTEP, C_IN, U, V, A, A1, B, N, P, Q = 0, 1, 2, 3, 4, 5, 6, 10, 11, 12
+# What is added to the columns when a table is done: x' = FUSED_X * x + FUSED_M * m before older terms and noise, and
+# whether a later line needs this call's latent, or its output.
+FUSED_X, FUSED_M, KEEPS_X, KEEPS_H = 13, 14, 15, 16
 
 Symbol: TypeAlias = tuple[Literal["x", "h", "noise"], int]
 COLUMN = {"x": A, "h": B, "noise": N}
-NOTHING = (0.0,) * (len(COLUMNS) - A)
+NOTHING = (0.0,) * (P - A)
 # For how many calls, the present one included, a job has each.
 MEMORY = {"x": 2, "h": HISTORY, "noise": 1}
 
@@ -153,7 +157,8 @@ class Trace:
         elif x.terms != {("x", 0): 1.0}:
             raise TraceError("the first network call must be at the first latent")
         call = len(self.lines)
-        self.lines.append([timestep, 1 / math.hypot(level.alpha, level.sigma), u, v, *NOTHING])
+        c_in = 1 / math.hypot(level.alpha, level.sigma)
+        self.lines.append([timestep, c_in, u, v, *NOTHING, *self._to_clean(level)])
         return Linear({("x", call): 1.0}), Linear({("h", call): 1.0})
 
     def _close(self, x: Linear) -> None:
@@ -201,15 +206,13 @@ class Table:
         lines: (calls, len(COLUMNS)) float32, read-only.
         initial_scale: standard deviation of the first latent.
         draws: whether each call is followed by a draw from the job's generator.
-        fused: (calls, 2) float32: x' = fused_0 * x + fused_1 * m, before older terms and noise.
-        keeps: (calls, 2) float32, 1 where a later line needs the latent, or the output, of a call, 0 elsewhere.
+        moves: (calls, len(COLUMNS) + 4) float32: the lines, and what is added to them.
     """
 
     lines: npt.NDArray[np.float32]
     initial_scale: float
     draws: tuple[bool, ...]
-    fused: npt.NDArray[np.float32]
-    keeps: npt.NDArray[np.float32]
+    moves: npt.NDArray[np.float32]
 
     @classmethod
     def of(cls, lines: npt.NDArray[np.float64], initial_scale: float, drawn: Collection[int]) -> Table:
@@ -224,8 +227,7 @@ class Table:
             lines=_frozen(lines),
             initial_scale=initial_scale,
             draws=tuple(call in drawn for call in calls),
-            fused=_frozen(fused),
-            keeps=_frozen(np.stack([keeps_x, keeps_h], axis=1).astype(np.float64)),
+            moves=_frozen(np.concatenate([lines, fused, np.stack([keeps_x, keeps_h], axis=1)], axis=1)),
         )
 
     @property

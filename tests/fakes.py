@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +13,12 @@ from engines.component import Arrays
 from engines.runner import Runner
 from server.conditioning import Condition
 from server.errors import ServerError
-from server.job import Job
+from server.job import Bucket, Job
 from server.noise import TorchGenerator
 from server.pipeline import Work
 from server.reply import Reply
 from server.request import Limits, Request
+from server.rows import Call
 from server.schedule import TrainedSchedule
 from server.table import COLUMNS, HISTORY, Table
 
@@ -32,26 +32,50 @@ LIMITS = Limits(((128, 128), (192, 128), (192, 192)))
 
 
 class ListSink:
-    """Keeps what a request is answered with."""
+    """Keeps what a request is answered with.
+
+    Attributes:
+        events: progress.
+        previews, streamed: with the event of each.
+        answers: how many there were; one is right.
+        late: how often it was told something after an answer.
+    """
 
     def __init__(self) -> None:
         self.events: list[Mapping[str, Any]] = []
+        self.previews: list[tuple[Mapping[str, Any], bytes]] = []
+        self.streamed: list[tuple[Mapping[str, Any], bytes]] = []
         self.images: list[bytes] | None = None
         self.metadata: Mapping[str, Any] = {}
         self.error: ServerError | None = None
         self.answers = 0
+        self.late = 0
         self._answered = threading.Event()
 
     def progress(self, event: Mapping[str, Any]) -> None:
+        self._told()
         self.events.append(event)
 
+    def preview(self, event: Mapping[str, Any], data: bytes) -> None:
+        self._told()
+        self.previews.append((event, data))
+
+    def image(self, event: Mapping[str, Any], data: bytes) -> None:
+        self._told()
+        self.streamed.append((event, data))
+
     def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
+        self._told()
         self.images, self.metadata = images, metadata
         self._answer()
 
     def fail(self, error: ServerError) -> None:
+        self._told()
         self.error = error
         self._answer()
+
+    def _told(self) -> None:
+        self.late += self.answers > 0
 
     def _answer(self) -> None:
         self.answers += 1
@@ -89,12 +113,35 @@ class BlockableRunner:
         return self._runner.infer(feeds)
 
 
-@dataclass
-class FakeReply:
-    """What a scheduler looks at of a reply."""
+class FakeReply(Reply):
+    """A reply without a client; what it answers is in `sink`, and `closings` counts the answers."""
 
-    cancelled: bool = False
-    answered: bool = False
+    def __init__(self, request: Request) -> None:
+        self.sink = ListSink()
+        self.closings = 0
+        super().__init__(request, self.sink, self._count)
+
+    def _count(self, reply: Reply) -> None:
+        self.closings += 1
+
+
+class DeafWatcher:
+    """A loop's watcher that heeds nothing; others hear what they override."""
+
+    def turned(self) -> None:
+        pass
+
+    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+        pass
+
+    def estimated(self, job: Job) -> None:
+        pass
+
+    def failed(self, jobs: Sequence[Job], retried: bool) -> None:
+        pass
+
+    def ended(self, job: Job) -> None:
+        pass
 
 
 def trained(**changes: Any) -> TrainedSchedule:
@@ -116,13 +163,16 @@ def idle_table(calls: int) -> Table:
 def make_job(
     table: Table, arrival: float = 0.0, deadline: float | None = None, context: float = 0.0, **fields: Any
 ) -> Job:
-    """A job of its own request; `context` tells its embeddings from those of other jobs."""
+    """The only job of its own request; `context` tells its embeddings from those of other jobs."""
     request = make_request(**fields)
     positive = np.full((2, 3), context, np.float32)
     negative = np.full((2, 3), -1 - context, np.float32) if request.guided else None
     condition = Condition((positive,), negative, (request.guidance_scale,))
     work = Work(table, TorchGenerator(request.seed), (condition,) * table.calls, condition.rows)
-    return Job(request, 0, work, cast(Reply, FakeReply()), arrival, deadline)
+    reply = FakeReply(request)
+    job = Job(request, 0, work, reply, arrival, deadline=deadline)
+    reply.jobs = (job,)
+    return job
 
 
 class TableRun:

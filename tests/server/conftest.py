@@ -16,6 +16,9 @@ from server.pipeline import Pipeline
 from server.service import Service
 from tests.fakes import BlockableRunner
 
+# A call of any size takes as long, so that calls are filled.
+EVEN = ((2, 0.002), (16, 0.002))
+
 
 @pytest.fixture(scope="session")
 def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -66,16 +69,22 @@ def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def runners(fake_export: Path) -> dict[str, BlockableRunner]:
     spec = PipelineSpec.read(fake_export)
-    return {name: BlockableRunner(FakeRunner(component)) for name, component in spec.components.items()}
+    seconds = {"unet": lambda rows: 0.002}
+    return {
+        name: BlockableRunner(FakeRunner(component, seconds.get(name, lambda rows: 0.0)))
+        for name, component in spec.components.items()
+    }
 
 
 @pytest.fixture
 def service(fake_export: Path, runners: dict[str, BlockableRunner]) -> Iterator[Service]:
     """A running service whose networks can be held, broken and counted."""
     spec = PipelineSpec.read(fake_export)
-    config = ServerConfig(model=fake_export, provider="fake", max_rows=16, queue_limit=40)
+    config = ServerConfig(model=fake_export, provider="fake", max_rows=16, queue_limit=40, step_seconds=EVEN)
     made = Service(Pipeline(spec, fake_export, runners), config)
     made.start()
+    for runner in runners.values():
+        runner.rows.clear()
     yield made
     for runner in runners.values():
         runner.release()

@@ -23,7 +23,7 @@ from server.pipeline import COMPONENTS, Pipeline, open_pipeline
 from server.reply import Reply
 from server.request import Request
 from server.scheduler import Scheduler
-from tests.fakes import ListSink
+from tests.fakes import DeafWatcher, ListSink
 
 CHECKPOINT = Path(__file__).parent.parent.parent / "export" / "embedded" / "checkpoint"
 
@@ -194,7 +194,9 @@ def make_job(pipeline: Pipeline, prompt: str, seed: int, **fields: Any) -> Job:
     tensors = {"prompt": prompt, "seed": seed, **fields}
     request = Request.parse({name: [value] for name, value in tensors.items()}, pipeline.limits)
     (work,), _ = pipeline.works(request)
-    return Job(request, 0, work, Reply(request, ListSink(), lambda reply: None), arrival=0.0)
+    reply = Reply(request, ListSink(), lambda reply: None)
+    reply.jobs = (Job(request, 0, work, reply, arrival=0.0),)
+    return reply.jobs[0]
 
 
 def job_of(pipeline: Pipeline, number: int) -> Job:
@@ -205,7 +207,7 @@ def job_of(pipeline: Pipeline, number: int) -> Job:
 def draw(pipeline: Pipeline, arrivals: list[tuple[int, Job]]) -> dict[Job, npt.NDArray[np.float32]]:
     """Final latents; each job is submitted before the step of its number."""
     latents: dict[Job, npt.NDArray[np.float32]] = {}
-    loop = DenoiseLoop(pipeline, Scheduler(16), lambda job, latent, when: latents.update({job: latent}))
+    loop = DenoiseLoop(pipeline, Scheduler(16), lambda job, latent, when: latents.update({job: latent}), DeafWatcher())
     step = 0
     while len(latents) < len(arrivals):
         loop.submit([job for at, job in arrivals if at == step])

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
+import server.installation
 import server.launch
 from engines.component import PIPELINE_FILE
 from engines.errors import ArtefactError
-from server.__main__ import main
+from server.__main__ import main, parser
 from server.config import ServerConfig
 from server.errors import ScheduleError, StartupError
-from server.launch import check_deployment, find_installation, free_ports
+from server.installation import find_installation
+from server.launch import DRAIN_SECONDS, check_deployment
+from server.ports import Ports, free_ports
 from server.sampler_names import SAMPLERS
+from server.supervisor import HANG_SECONDS
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def test_launch_says_one_sentence(copy: Path, damage: str, capsys: pytest.Captur
 
 
 def test_no_tritonserver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.launch, "CONTAINER_SERVER", Path("/nonexistent/tritonserver"))
+    monkeypatch.setattr(server.installation, "CONTAINER_SERVER", Path("/nonexistent/tritonserver"))
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(StartupError, match="pip install nvidia-pytriton"):
         find_installation()
@@ -79,7 +84,7 @@ def test_no_tritonserver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_container_server_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     executable = tmp_path / "tritonserver"
     executable.touch()
-    monkeypatch.setattr(server.launch, "CONTAINER_SERVER", executable)
+    monkeypatch.setattr(server.installation, "CONTAINER_SERVER", executable)
     assert find_installation().executable == executable
     assert find_installation().backends is None
 
@@ -87,6 +92,48 @@ def test_container_server_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_free_ports_differ() -> None:
     ports = free_ports()
     assert len({ports.http, ports.grpc, ports.metrics}) == 3
+    assert 0 not in (ports.http, ports.grpc, ports.metrics)
+    assert ports.chosen("127.0.0.1") == ports
+
+
+def test_a_port_that_is_taken_is_told(fake_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        ports = ["--http-port", "0", "--grpc-port", str(taken), "--metrics-port", "0"]
+        assert main(["launch", "--model", str(fake_export), "--provider", "fake", *ports]) == 1
+    assert capsys.readouterr().err == (
+        f"launch: port {taken} of 127.0.0.1, meant for gRPC, is taken; "
+        "stop what listens there, or choose another with --grpc-port\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("address", "ports", "message"),
+    [
+        (
+            "127.0.0.1",
+            (0, 0, 70000),
+            r"port 70000 for metrics does not exist; give one up to 65535 with --metrics-port",
+        ),
+        ("127.0.0.1", (-1, 0, 0), r"port -1 for HTTP does not exist"),
+        ("192.0.2.1", (0, 0, 0), r"port 0 of 192\.0\.2\.1, meant for HTTP, cannot be listened on .*change --address"),
+        ("nowhere.invalid", (0, 0, 0), r"of nowhere\.invalid, meant for HTTP, cannot be listened on"),
+    ],
+)
+def test_ports_that_cannot_be_had_are_told(address: str, ports: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(StartupError, match=message):
+        Ports(*ports).chosen(address)
+
+
+def test_a_port_that_is_given_twice_is_told() -> None:
+    http = free_ports().http
+    with pytest.raises(StartupError, match="give each a port of its own"):
+        Ports(http, http, 0).chosen("127.0.0.1")
+
+
+def test_launch_waits_as_long_as_the_supervisor_does() -> None:
+    options = parser().parse_args(["launch", "--model", "x"])
+    assert (options.grace_seconds, options.hang_seconds) == (DRAIN_SECONDS, HANG_SECONDS)
 
 
 def test_samplers_lists_canonical_names_first(capsys: pytest.CaptureFixture[str]) -> None:

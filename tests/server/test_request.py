@@ -59,6 +59,11 @@ def test_a_prompt_is_enough() -> None:
         priority=0,
         timeout_ms=0,
         progress_interval=0,
+        preview_interval=0,
+        stream_images=0,
+        partial_result=0,
+        client_id="",
+        request_id="",
     )
 
 
@@ -91,6 +96,11 @@ EVERYTHING: dict[str, Any] = {
     "priority": -3,
     "timeout_ms": 60_000,
     "progress_interval": 5,
+    "preview_interval": 7,
+    "stream_images": 1,
+    "partial_result": 1,
+    "client_id": "gallery",
+    "request_id": "gallery-17",
 }
 # What cannot be asked together with all of the above.
 LISTED: list[dict[str, Any]] = [

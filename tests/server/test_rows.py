@@ -317,7 +317,7 @@ def test_rows_are_positives_in_order_then_negatives_of_the_guided_then_padding()
     jobs = [make_job(tables[i], context=i + 1.0, seed=i, guidance_scale=scales[i]) for i in range(3)]
     state, batch = joined(*jobs, batch_sizes=(4, 8)), batch_of(*jobs)
     call_ = state.call(batch)
-    feeds, lines = state.feeds(call_), call_.lines
+    feeds, lines = state.feeds(call_), call_.moves
     assert set(feeds) == {"sample", "timestep", "encoder_hidden_states"}
     assert feeds["encoder_hidden_states"][:5, 0, 0].tolist() == [1, 2, 3, -2, -4]
     assert feeds["encoder_hidden_states"].shape == (8, 2, 3)
@@ -333,7 +333,7 @@ def test_each_job_is_fed_its_own_step() -> None:
     for i, job in enumerate(jobs):
         job.step_index = 2 * i
     expected = [job.work.table.lines[2 * i] for i, job in enumerate(jobs)]
-    assert np.array_equal(joined(*jobs).call(batch_of(*jobs)).lines, expected)
+    assert np.array_equal(joined(*jobs).call(batch_of(*jobs)).moves[:, : len(COLUMNS)], expected)
 
 
 def contexts(state: BucketState, *jobs: Job) -> npt.NDArray[Any]:

@@ -9,7 +9,11 @@ from server.table import (
     A1,
     C_IN,
     COLUMNS,
+    FUSED_M,
+    FUSED_X,
     HISTORY,
+    KEEPS_H,
+    KEEPS_X,
     TIMESTEP,
     A,
     B,
@@ -170,14 +174,16 @@ def test_a_table_knows_what_later_lines_need() -> None:
     lines = np.zeros((5, len(COLUMNS)))
     lines[2, A1] = lines[3, B + 2] = lines[4, B + 3] = 1
     table = Table.of(lines, 1.0, {0, 4})
-    assert table.keeps.tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
+    assert table.moves[:, [KEEPS_X, KEEPS_H]].tolist() == [[0, 0], [1, 1], [0, 0], [0, 0], [0, 0]]
     assert table.draws == (True, False, False, False, True)
 
 
 def test_fused_columns_are_the_step_without_memory() -> None:
     table = compile_table(remembering, "v_prediction", 1.0)
     x, output = 0.3, -1.7
-    for line, fused in zip(table.lines.astype(np.float64), table.fused.astype(np.float64), strict=True):
+    for line, fused in zip(
+        table.lines.astype(np.float64), table.moves[:, [FUSED_X, FUSED_M]].astype(np.float64), strict=True
+    ):
         plain = line[A] * x + line[B] * (line[U] * x + line[V] * output)
         assert fused @ [x, output] == pytest.approx(plain, rel=1e-5)
 
@@ -185,10 +191,10 @@ def test_fused_columns_are_the_step_without_memory() -> None:
 def test_a_table_is_small_single_precision_and_cannot_be_changed() -> None:
     scale: Any = np.float64(14.6)
     table = compile_table(remembering, "epsilon", scale)
-    assert table.lines.dtype == table.fused.dtype == np.float32
-    assert table.lines.shape == (table.calls, len(COLUMNS)) == (6, 11)
+    assert table.lines.dtype == table.moves.dtype == np.float32
+    assert table.lines.shape == (table.calls, len(COLUMNS)) == (6, 13)
     assert type(table.initial_scale) is float
-    for values in (table.lines, table.fused):
+    for values in (table.lines, table.moves):
         with pytest.raises(ValueError, match="read-only"):
             values[0, 0] = 1
     with pytest.raises(AttributeError):

@@ -1,5 +1,5 @@
 """Triton's entry point of `stable_diffusion`."""
 
-from server.triton_model import FaceModel as TritonPythonModel
+from server.triton_face import FaceModel as TritonPythonModel
 
 __all__ = ["TritonPythonModel"]

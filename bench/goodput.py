@@ -1,0 +1,136 @@
+"""The load that is served in time: in flight, in static batches and one at a time, on a fake accelerator.
+
+Goodput at k is the highest rate of Poisson arrivals at which 95 % of the requests end within k times their latency
+alone. The device's seconds come from a model and are skipped; the host's own seconds are real and count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+from bench.accelerator import ACCELERATORS
+from bench.batchers import BATCHERS
+from bench.fairness import fairness
+from bench.load import SAMPLERS, WORKLOADS
+from bench.simulation import ATTAINMENT, GRID, Goodput, Settings, goodputs
+from server.errors import ServerError
+
+LIMITS = (5.0, 3.0)
+# The limit at which a workload's ratios are quoted.
+QUOTED: Mapping[str, float] = {"mixed": 5.0, "uniform": 3.0}
+BASELINES = ("static", "serial")
+SHARES = ("rows_per_call", "idle_share", "host_share")
+SHOWN_ROWS = (2, 4, 8, 16)
+Found: TypeAlias = dict[float, list[Goodput]]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dry-run", action="store_true", help="on the fake accelerator, as yet the only one; required")
+    parser.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="model of a device")
+    parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
+    parser.add_argument("--max-rows", type=int, default=16, help="rows of a UNet call; a guided image takes two")
+    parser.add_argument("--requests", type=int, default=1500, help="that count, in each run")
+    parser.add_argument("--seeds", type=int, default=3, help="arrival sequences")
+    parser.add_argument("--latent", type=int, default=8, help="side of the latents, 64 for those of 512 x 512 pixels")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Goodput in images a second and its ratios; `low` and `high` are over the arrival sequences.
+
+    Raises:
+        ServerError: not a dry run, or a number that is too small.
+    """
+    if not options.dry_run:
+        raise ServerError(
+            "goodput runs on a fake accelerator only: add --dry-run; `bench online` measures a real engine"
+        )
+    for name, least in (("max_rows", 2), ("requests", 20), ("seeds", 1), ("latent", 1)):
+        if getattr(options, name) < least:
+            raise ServerError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least {least}")
+    settings = Settings(ACCELERATORS[options.accelerator], options.max_rows, options.requests, options.latent)
+    names = tuple(WORKLOADS) if options.workload == "all" else (options.workload,)
+    found = {
+        name: {batcher: searched(name, batcher, settings, options.seeds) for batcher in BATCHERS} for name in names
+    }
+    return {
+        **{name: summary(name, found[name], settings) for name in names},
+        **{share: {name: at_goodput(name, found[name], share) for name in names} for share in SHARES},
+        "fairness": fairness(settings),
+        "settings": {**described(settings), "accelerator": options.accelerator, "seeds": options.seeds},
+    }
+
+
+def searched(workload: str, batcher: str, settings: Settings, seeds: int) -> Found:
+    """Goodput at every limit, for each arrival sequence; each begins where the one before ended."""
+    peak = _peak(workload, settings)
+    near = dict.fromkeys(LIMITS, peak / 2)
+    found: Found = {k: [] for k in LIMITS}
+    for seed in range(seeds):
+        load = settings.load(WORKLOADS[workload], seed)
+        for k, goodput in goodputs(batcher, settings, load, peak, near).items():
+            found[k].append(goodput)
+            near[k] = goodput.rate or near[k]
+    return found
+
+
+def summary(workload: str, found: Mapping[str, Found], settings: Settings) -> dict[str, Any]:
+    """All figures of a workload; its ratios are those at the limit that is quoted for it."""
+    peak = _peak(workload, settings)
+    limits = {k: _compared({batcher: found[batcher][k] for batcher in found}, peak) for k in sorted(LIMITS)}
+    quoted = limits[QUOTED[workload]]
+    return {
+        **{f"ratio_vs_{baseline}": quoted[f"ratio_vs_{baseline}"] for baseline in BASELINES},
+        "ratios_at_k": QUOTED[workload],
+        "peak": peak,
+        "k": {f"{k:g}": figures for k, figures in limits.items()},
+    }
+
+
+def _compared(found: Mapping[str, Sequence[Goodput]], peak: float) -> dict[str, Any]:
+    """One limit: goodput of every batcher, and how many times those of the baselines the loop reaches."""
+    rates = {batcher: [goodput.rate for goodput in goodputs] for batcher, goodputs in found.items()}
+    figures: dict[str, Any] = {}
+    for batcher, values in rates.items():
+        mean = statistics.mean(values)
+        figures[batcher] = {"goodput": mean, "low": min(values), "high": max(values), "share_of_peak": mean / peak}
+    for baseline in BASELINES:
+        ratios = [ours / theirs for ours, theirs in zip(rates["in_flight"], rates[baseline], strict=True) if theirs]
+        whole = len(ratios) == len(rates[baseline])
+        mean = statistics.mean(rates[baseline])
+        figures[f"ratio_vs_{baseline}"] = statistics.mean(rates["in_flight"]) / mean if mean else None
+        figures[f"ratio_vs_{baseline}_low_high"] = [min(ratios), max(ratios)] if whole else None
+    return figures
+
+
+def at_goodput(workload: str, found: Mapping[str, Found], share: str) -> dict[str, float | None]:
+    """The mean of one of `SHARES` in the runs at the goodput that is quoted, by batcher."""
+    means: dict[str, float | None] = {}
+    for batcher, limits in found.items():
+        values = [getattr(goodput.run, share) for goodput in limits[QUOTED[workload]] if goodput.run]
+        means[batcher] = statistics.mean(values) if values else None
+    return means
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """What the figures rest on."""
+    curve = settings.curve
+    return {
+        "device": "a model, not a measurement: see bench/accelerator.py",
+        "call_seconds": {str(rows): curve.seconds(rows) for rows in SHOWN_ROWS},
+        "call_tflops": {str(rows): curve.tflops(rows) for rows in SHOWN_ROWS},
+        "max_rows": settings.max_rows,
+        "latent": list(settings.shape),
+        "requests": settings.requests,
+        "warm_up": settings.warm_up,
+        "steps": {name: list(steps) for name, steps in WORKLOADS.items()},
+        "samplers": list(SAMPLERS),
+        "attainment": ATTAINMENT,
+        "rates_apart": GRID,
+    }
+
+
+def _peak(workload: str, settings: Settings) -> float:
+    return settings.curve.peak(statistics.mean(WORKLOADS[workload]), settings.max_rows)

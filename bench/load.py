@@ -1,0 +1,103 @@
+"""Random load for the fake accelerator: when requests come, how many steps each has, and their jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from server.conditioning import Condition
+from server.errors import ServerError
+from server.job import Job
+from server.levels import Choice
+from server.philox import PhiloxGenerator
+from server.pipeline import Work
+from server.reply import Reply
+from server.request import Limits, Request
+from server.samplers import sampler_table
+from server.schedule import TrainedSchedule
+
+# Steps that are equally frequent.
+WORKLOADS: Mapping[str, tuple[int, ...]] = {"mixed": (4, 20, 50), "uniform": (20,)}
+# Each makes one UNet call a step.
+SAMPLERS = ("euler", "dpmpp_2m", "ddim")
+SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
+TOKENS, WIDTH = 2, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Requests in order of arrival.
+
+    Attributes:
+        arrivals: in seconds, at a mean rate of one a second.
+        steps, samplers: of each.
+    """
+
+    arrivals: tuple[float, ...]
+    steps: tuple[int, ...]
+    samplers: tuple[str, ...]
+
+    @classmethod
+    def drawn(cls, steps: Sequence[int], count: int, seed: int) -> Load:
+        """Poisson arrivals of requests with any of these steps and of `SAMPLERS`, all as likely."""
+        generator = np.random.default_rng(seed)
+        return cls(
+            tuple(np.cumsum(generator.exponential(size=count)).tolist()),
+            tuple(generator.choice(np.array(steps), count).tolist()),
+            tuple(generator.choice(np.array(SAMPLERS), count).tolist()),
+        )
+
+    def jobs(self, rate: float) -> list[Job]:
+        """Fresh jobs that come at so many requests a second."""
+        return [
+            make_job(steps, sampler, seed, arrival / rate)
+            for seed, (arrival, steps, sampler) in enumerate(zip(self.arrivals, self.steps, self.samplers, strict=True))
+        ]
+
+
+class _Loud:
+    """A sink that only failures reach, since what is measured ends with the latent."""
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        """Nobody asks for it."""
+
+    def preview(self, event: Mapping[str, Any], data: bytes) -> None:
+        """Nobody asks for it."""
+
+    def image(self, event: Mapping[str, Any], data: bytes) -> None:
+        """Nobody asks for it."""
+
+    def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
+        raise ServerError("a request was answered before its latent was counted")
+
+    def fail(self, error: ServerError) -> None:
+        raise error
+
+
+def _closed(reply: Reply) -> None:
+    """Nobody waits for it."""
+
+
+@cache
+def _kind(steps: int, sampler: str) -> tuple[Request, Work]:
+    """What all guided jobs of this kind share; their noise is their own."""
+    fields = {"prompt": "x", "seed": 0, "num_inference_steps": steps, "sampler": sampler, "noise_source": "philox"}
+    request = Request.parse({name: [value] for name, value in fields.items()}, Limits(((512, 512),)))
+    table = sampler_table(sampler, Choice(steps=steps), TrainedSchedule.from_config(SCHEDULE))
+    states = np.zeros((TOKENS, WIDTH), np.float32)
+    condition = Condition((states,), states, (request.guidance_scale,))
+    return request, Work(table, PhiloxGenerator(0), (condition,) * table.calls, condition.rows)
+
+
+def make_job(steps: int, sampler: str, seed: int, arrival: float) -> Job:
+    """A guided job with noise of its own."""
+    request, shared = _kind(steps, sampler)
+    work = Work(shared.table, PhiloxGenerator(seed), shared.conditions, shared.reserved)
+    reply = Reply(request, _Loud(), _closed)
+    job = Job(request, 0, work, reply, arrival)
+    reply.jobs = (job,)
+    return job

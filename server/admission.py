@@ -1,0 +1,160 @@
+"""What is let in: bounds of the queue, fair shares of it, and predictions of when a request would be done."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from server.backlog import Backlog
+from server.config import ServerConfig
+from server.errors import Overloaded
+from server.request import Request
+from server.step_curve import StepCurve
+from server.urgency import Urgency
+
+# One client may hold so many times the room that is left (Choudhury and Hahne, 1998): whoever comes finds some.
+SHARE_OF_ROOM = 8
+RETRY_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one image of a request takes.
+
+    Attributes:
+        calls: of the UNet.
+        seconds: of the whole server, at its best throughput.
+        alone: seconds, with the server to itself.
+        full: seconds that it takes when all its calls are full.
+        places: jobs like it in a full call.
+        memory: bytes that it holds until it is answered.
+    """
+
+    calls: int
+    seconds: float
+    alone: float
+    full: float
+    places: float
+    memory: int
+
+
+class Admission:
+    """Counts what is open, and decides what may come in. Thread-safe.
+
+    Args:
+        config: bounds.
+        curve: step-time curve of a size in pixels.
+        clock: seconds, the jobs' own.
+    """
+
+    def __init__(
+        self, config: ServerConfig, curve: Callable[[tuple[int, int]], StepCurve], clock: Callable[[], float]
+    ) -> None:
+        self.backlog = Backlog()
+        self.decode_seconds = 0.0
+        self._config = config
+        self._curve = curve
+        self._clock = clock
+        self._urgency = Urgency(clock)
+        self._lock = threading.Lock()
+        self._images = 0
+        self._memory = 0
+        self._clients: Counter[str] = Counter()
+
+    def cost(self, request: Request, calls: int, rows: int) -> Cost:
+        """What an image of so many UNet calls with so many rows each takes, as far as is known."""
+        curve = self._curve((request.height, request.width))
+        cap = curve.row_cap(self._config.max_rows)
+        call = curve.seconds(max(cap, rows))
+        pixels = request.height * request.width
+        return Cost(
+            calls=calls,
+            seconds=calls * call * rows / max(cap, rows),
+            alone=calls * curve.seconds(rows),
+            full=calls * call,
+            places=max(1.0, cap / rows),
+            # Pixels while they are encoded and sent, and a latent of four channels at an eighth of the size.
+            memory=3 * pixels + pixels // 4 + len(request.prompt) + len(request.negative_prompt),
+        )
+
+    def enter(self, request: Request, cost: Cost) -> list[float]:
+        """Let a request in; gives when each of its images is due.
+
+        Raises:
+            Overloaded: there is no room, or its deadline cannot be met.
+        """
+        with self._lock:
+            self._check_room(request, cost)
+            self._check_deadline(request, cost)
+            dues = [self._urgency.due(request, cost.seconds, cost.alone) for _ in range(request.num_images)]
+            self._count(request, cost, 1)
+        for due in dues:
+            self.backlog.change(due, cost.seconds, 1)
+        return dues
+
+    def leave(self, request: Request, cost: Cost) -> None:
+        """Make room again: the request was answered."""
+        with self._lock:
+            self._count(request, cost, -1)
+
+    def forget(self, dues: list[float], cost: Cost) -> None:
+        """The work of a request that ended before its images became jobs is not to be done."""
+        for due in dues:
+            self.backlog.change(due, -cost.seconds, -1)
+
+    def _count(self, request: Request, cost: Cost, sign: int) -> None:
+        self._images += sign * request.num_images
+        self._memory += sign * request.num_images * cost.memory
+        self._clients[request.client_id] += sign * request.num_images
+        if not self._clients[request.client_id]:
+            del self._clients[request.client_id]
+
+    def _check_room(self, request: Request, cost: Cost) -> None:
+        limit, count = self._config.queue_limit, request.num_images
+        if self._images + count > limit:
+            raise Overloaded(f"{self._images} images are waiting or running, this server takes {limit}", self._retry())
+        if self._memory + count * cost.memory > self._config.queue_bytes:
+            raise Overloaded(
+                f"open requests hold {self._memory >> 20} MiB, this server allows {self._config.queue_bytes >> 20}",
+                self._retry(),
+            )
+        held, room = self._clients[request.client_id], limit - self._images
+        if held and held + count > SHARE_OF_ROOM * room:
+            raise Overloaded(
+                f"client {request.client_id!r} has {held} of the {limit} images that this server takes, and the "
+                f"{room} places left are kept for others too",
+                self._retry(),
+            )
+
+    def _retry(self) -> int:
+        """Milliseconds until about a tenth of what is open has been answered."""
+        return math.ceil(1000 * max(self.backlog.total()[0] / 10, RETRY_SECONDS))
+
+    def _check_deadline(self, request: Request, cost: Cost) -> None:
+        if not request.timeout_ms:
+            return
+        allowed = request.timeout_ms / 1000
+        due = self._clock() + min(allowed, cost.alone)
+        needed = self.predict(due, cost.seconds * request.num_images, cost)
+        if needed <= allowed:
+            return
+        alone = cost.alone + self.decode_seconds
+        if alone > allowed:
+            raise Overloaded(
+                f"timeout_ms is {request.timeout_ms}, but an image of {cost.calls} UNet calls takes about "
+                f"{1000 * alone:.0f} ms even alone; allow more time, or ask for fewer steps"
+            )
+        raise Overloaded(
+            f"timeout_ms is {request.timeout_ms}, but the images would be done in about {1000 * needed:.0f} ms; allow "
+            "more time, or send to another server",
+            math.ceil(1000 * (needed - allowed)),
+        )
+
+    def predict(self, due: float, seconds: float, cost: Cost) -> float:
+        """Seconds from now until work that is due then, and takes so many seconds of the server, would be done."""
+        ahead, jobs = self.backlog.ahead(due)
+        in_company = cost.alone + (cost.full - cost.alone) * min(1.0, jobs / cost.places)
+        return max(ahead + seconds, in_company) + self.decode_seconds

@@ -1,0 +1,156 @@
+"""A gRPC client for asyncio: any number of requests at once over one connection, each of which can be cancelled."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import grpc  # type: ignore[import-untyped]
+import tritonclient.grpc.aio as aio
+from tritonclient.utils import InferenceServerException
+
+from server.client import ERRORS, STATUS_ON_STREAMS, Result, input_tensors
+from server.errors import Overloaded, ServerError
+from server.repository import FACE, STREAM
+from server.request import CANCEL, Value
+
+EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
+# gRPC's own words in the debug text of a status that came over the wire.
+FROM_SERVER = "received from peer"
+# Without a pool of its own, a client would share the connection of every other client of the same address.
+OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 2**31 - 1))
+
+
+class Disconnected(Overloaded):
+    """The connection broke, or could not be made, before there was an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of a stream.
+
+    Attributes:
+        about: what the server says of it, as `server.client.Client.stream` tells.
+        data: JPEG of a preview, encoded image of an `image`.
+        result: of the last message, `result`; without images that came as messages of their own.
+    """
+
+    kind: EventKind
+    about: Mapping[str, Any] = field(default_factory=dict)
+    data: bytes = b""
+    result: Result | None = None
+
+
+class AsyncClient:
+    """Talks to a server at `host:port` over gRPC; an asynchronous context manager, for one event loop.
+
+    To cancel a request, cancel the task that waits for it.
+    """
+
+    def __init__(self, url: str = "127.0.0.1:8001") -> None:
+        self._client = aio.InferenceServerClient(url, channel_args=OWN_CONNECTION)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; open requests end as `Disconnected`, and the server cancels them."""
+        await self._client.close()
+
+    async def generate(self, **fields: Value) -> Result:
+        """Ask the unary model; fields are those of `server.request.FIELDS`.
+
+        Raises:
+            InvalidRequest: the request is at fault.
+            Disconnected: nobody answered.
+            Overloaded: try again later.
+            ServerError: anything else.
+        """
+        answer = await self._infer(fields)
+        return Result(list(answer.as_numpy("images")), json.loads(answer.as_numpy("metadata")[0]))
+
+    async def cancel(self, request_id: str) -> int:
+        """Cancel the open requests of this id; returns how many.
+
+        Raises:
+            NotFound: there is none.
+        """
+        answer = await self._infer({CANCEL.name: request_id})
+        return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
+
+    async def events(self, **fields: Value) -> AsyncIterator[Event]:
+        """Ask the streaming model; gives what it sends until it ends the stream. Closing the iterator early cancels.
+
+        Raises:
+            as `generate`; a ServerError too when the stream ends without an answer, or goes on after it.
+        """
+
+        async def asked() -> AsyncIterator[dict[str, Any]]:
+            yield {"model_name": STREAM, "inputs": tensors}
+
+        tensors = input_tensors(fields)
+        # Without the header a stream tells no status codes.
+        answers = self._client.stream_infer(asked(), headers=STATUS_ON_STREAMS)
+        answered = False
+        try:
+            with _translating():
+                async for answer, error in answers:
+                    if error is not None:
+                        raise error
+                    if answered:
+                        raise ServerError("the stream went on after its answer")
+                    event = _event(answer)
+                    answered = event.kind == "result"
+                    yield event
+        finally:
+            answers.cancel()
+        if not answered:
+            raise ServerError("the stream ended without an answer")
+
+    async def _infer(self, fields: Mapping[str, Value]) -> Any:
+        with _translating():
+            return await self._client.infer(FACE, input_tensors(fields))
+
+
+def _event(answer: Any) -> Event:
+    outputs = {tensor.name for tensor in answer.get_response().outputs}
+    if "metadata" in outputs:
+        images = list(answer.as_numpy("images")) if "images" in outputs else []
+        return Event("result", result=Result(images, json.loads(answer.as_numpy("metadata")[0])))
+    about = json.loads(answer.as_numpy("progress")[0])
+    if "preview" in outputs:
+        return Event("preview", about, answer.as_numpy("preview")[0])
+    if "images" in outputs:
+        return Event("image", about, answer.as_numpy("images")[0])
+    return Event("progress", about)
+
+
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    """Raise gRPC's errors as ours."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise _translated(error.code().name, error.details(), error.debug_error_string()) from None
+    except InferenceServerException as error:
+        status = str(error.status() or "").removeprefix("StatusCode.")
+        raise _translated(status, error.message(), error.debug_details()) from None
+    except asyncio.CancelledError:
+        # gRPC says the same when the client was closed as when the task was cancelled.
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise
+        raise Disconnected("the connection was closed before there was an answer") from None
+
+
+def _translated(status: str, message: str, details: object) -> ServerError:
+    if status == "UNAVAILABLE" and FROM_SERVER not in str(details):
+        return Disconnected(f"{message} (is the server running, and is the address right?)")
+    return ERRORS.get(status, ServerError)(message)

@@ -1,0 +1,198 @@
+"""Who hears of everything that the service does, and keeps figures, predictions, previews and traces of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from server.admission import Admission
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
+from server.job import FINAL, Bucket, Job, JobStatus
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.preview import Previewer, PreviewProjection
+from server.reply import Reply
+from server.request import Request
+from server.rows import Call
+from server.tracing import Attribute, NoTracer, Phase, RequestSpan, Tracer, unix_times
+from server.warm_up import Curves
+
+logger = logging.getLogger(__name__)
+
+OUTCOMES: tuple[tuple[type[ServerError], str], ...] = (
+    (InvalidRequest, "invalid"),
+    (NotFound, "invalid"),
+    (TimedOut, "timeout"),
+    (Overloaded, "overload"),
+    (Cancelled, "cancelled"),
+    (ServerError, "error"),
+)
+
+
+def outcome(error: ServerError | None) -> str:
+    """How a request ended, in one word."""
+    return "ok" if error is None else next(name for kind, name in OUTCOMES if isinstance(error, kind))
+
+
+def size_label(height: int, width: int) -> str:
+    """A size in pixels as metrics name it, as the server's messages do."""
+    return f"{height}x{width}"
+
+
+class Monitor:
+    """Hears of the loop (`server.loop.Watcher`), of the decoder (`server.decoder.Listener`) and of the service.
+
+    Args:
+        admission: whose predictions are to be kept right.
+        curves: to refine by every call.
+        max_rows: rows of one UNet call, at most.
+        metrics, tracer: where to write.
+        clock: seconds, the jobs' own.
+    """
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        admission: Admission,
+        curves: Curves,
+        max_rows: int,
+        metrics: Metrics,
+        tracer: Tracer | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self.metrics = metrics
+        self._admission = admission
+        self._curves = curves
+        self._tracer = tracer or NoTracer()
+        self._clock = clock
+        self.metrics.gauge("start_time_seconds", time.time())
+        self._cache_counts = (0, 0)
+        self._max_rows = max_rows
+        self._pipeline = pipeline
+        self._previewer = Previewer(PreviewProjection(pipeline.spec), self._deliver_preview)
+
+    def start(self) -> None:
+        self._previewer.start()
+
+    def close(self) -> None:
+        self._previewer.close()
+        self._tracer.close()
+
+    def turned(self) -> None:
+        self.metrics.gauge("loop_heartbeat_timestamp_seconds", time.time())
+
+    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+        name = size_label(bucket[0], bucket[1])
+        self._curves(bucket[:2]).observe(padded, seconds)
+        self._admission.backlog.spend([(job.due, job.seconds) for job in call.jobs])
+        self.metrics.observe("step_seconds", seconds, bucket=name, rows=str(padded))
+        self.metrics.observe("rows_per_call", call.rows, bucket=name)
+        self.metrics.count("rows_total", call.rows, bucket=name)
+        self.metrics.count("padded_rows_total", padded - call.rows, bucket=name)
+        for job in call.jobs:
+            job.reply.step_done(self.expected)
+
+    def estimated(self, job: Job) -> None:
+        step, interval = job.step_index + 1, job.request.preview_interval
+        if job.clean is not None and interval and step % interval == 0:
+            self._previewer.submit(job, job.clean, step)
+
+    def failed(self, jobs: Sequence[Job], retried: bool) -> None:
+        self.metrics.count("failed_calls_total")
+        if retried:
+            self.metrics.count("retried_calls_total", len(jobs))
+
+    def ended(self, job: Job) -> None:
+        left = job.calls - job.step_index
+        self._admission.backlog.change(job.due, -left * job.seconds, -1)
+        if job.status is JobStatus.CANCELLED:
+            self.metrics.count("cancelled_steps_saved_total", left)
+
+    def decoded(self, images: int, seconds: float) -> None:
+        self._admission.decode_seconds = seconds
+        self.metrics.observe("decode_seconds", seconds)
+
+    def encoded(self, job: Job, seconds: float) -> None:
+        request = job.request
+        self.metrics.observe("encode_seconds", seconds)
+        self.metrics.count("images_total", width=str(request.width), height=str(request.height))
+
+    def expected(self, reply: Reply) -> Mapping[str, Any]:
+        """Jobs ahead of a request, and seconds until its images are done."""
+        open_jobs = [job for job in reply.jobs if job.status not in FINAL]
+        if not open_jobs:
+            return {"queue_position": 0, "seconds_left": round(self._admission.decode_seconds, 3)}
+        last = max(open_jobs, key=lambda job: job.due)
+        ahead, jobs = self._admission.backlog.ahead(last.due)
+        curve = self._curves((last.request.height, last.request.width))
+        alone = (last.calls - last.step_index) * curve.seconds(last.rows)
+        waiting = 0 if last.slot >= 0 else max(0, jobs - len(open_jobs))
+        return {"queue_position": waiting, "seconds_left": round(max(ahead, alone) + self._admission.decode_seconds, 3)}
+
+    def state(self, counts: Mapping[Bucket, tuple[int, int]]) -> None:
+        """How many jobs wait and run."""
+        for bucket, (waiting, begun) in counts.items():
+            name = size_label(bucket[0], bucket[1])
+            self.metrics.gauge("waiting", waiting, bucket=name)
+            self.metrics.gauge("running", begun, bucket=name)
+            self.metrics.gauge("row_cap", self._curves(bucket[:2]).row_cap(self._max_rows), bucket=name)
+        self.metrics.gauge("predicted_wait_seconds", self._admission.backlog.total()[0])
+        found = self._pipeline.embedding_cache
+        for name, now, before in zip(("hits", "misses"), found, self._cache_counts, strict=True):
+            self.metrics.count(f"embedding_cache_{name}_total", now - before)
+        self._cache_counts = found
+
+    def refused(self, error: ServerError) -> None:
+        """A request was not let in."""
+        self.metrics.count("requests_total", outcome=outcome(error))
+
+    def looked_up(self, hit: bool) -> None:
+        """The response cache was asked."""
+        self.metrics.count("response_cache_hits_total" if hit else "response_cache_misses_total")
+
+    def answered_from_cache(self, request: Request) -> None:
+        self.metrics.count("requests_total", outcome="ok")
+
+    def answered(self, reply: Reply) -> None:
+        """A request that was let in has its answer."""
+        now = self._clock()
+        ended = outcome(reply.error)
+        self.metrics.count("requests_total", outcome=ended)
+        self.metrics.observe("request_seconds", now - reply.arrival)
+        for job in reply.jobs:
+            if job.started:
+                self.metrics.observe("queue_seconds", job.started - job.arrival)
+                self.metrics.observe("denoise_seconds", (job.ended or now) - job.started)
+        request = reply.request
+        extra = {"request_id": request.request_id}
+        logger.info("%s after %.3f s: %d x %d steps", ended, now - reply.arrival, request.num_images,
+                    request.num_inference_steps, extra=extra)  # fmt: skip
+        if not isinstance(self._tracer, NoTracer):
+            self._tracer.record(self._span(reply, now))
+
+    def _span(self, reply: Reply, now: float) -> RequestSpan:
+        unix, request = unix_times(self._clock), reply.request
+        phases = [Phase("queue", unix(reply.arrival), unix(min((j.started or now for j in reply.jobs), default=now)))]
+        begun = [job for job in reply.jobs if job.started]
+        if begun:
+            end = max(job.ended or now for job in begun)
+            rows = {"rows": sum(job.work.rows for job in begun)}
+            phases.append(Phase("denoise", unix(min(job.started for job in begun)), unix(end), rows))
+            phases.append(Phase("decode", unix(end), unix(now)))
+        attributes: dict[str, Attribute] = {
+            "request_id": request.request_id,
+            "steps": request.num_inference_steps,
+            "sampler": request.sampler,
+            "height": request.height,
+            "width": request.width,
+            "images": request.num_images,
+        }
+        error = None if reply.error is None else str(reply.error)
+        return RequestSpan(unix(reply.arrival), unix(now), tuple(phases), attributes, error, reply.traceparent)
+
+    def _deliver_preview(self, job: Job, step: int, data: bytes) -> None:
+        if not job.reply.previews:
+            self.metrics.observe("first_preview_seconds", self._clock() - job.reply.arrival)
+        job.reply.add_preview(job.index, step, data)

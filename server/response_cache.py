@@ -1,0 +1,62 @@
+"""Answers that are kept for requests that come again with the same seed."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from server.request import Request
+
+Answer: TypeAlias = tuple[list[bytes], Mapping[str, Any]]
+
+
+class ResponseCache:
+    """The answers given last, up to so many bytes of images. Thread-safe.
+
+    Args:
+        limit: bytes; 0 keeps nothing.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._answers: OrderedDict[Request, Answer] = OrderedDict()
+        self._bytes = 0
+
+    def get(self, request: Request) -> Answer | None:
+        """What was answered to a request for the same images, with `cached` in the metadata."""
+        with self._lock:
+            found = self._answers.get(_key(request))
+            if found is None:
+                return None
+            self._answers.move_to_end(_key(request))
+        return found[0], {**found[1], "cached": True}
+
+    def put(self, request: Request, answer: Answer) -> None:
+        """Keep a whole answer; the oldest make room for it."""
+        size = sum(map(len, answer[0]))
+        key = _key(request)
+        if size > self._limit:
+            return
+        with self._lock:
+            if key in self._answers:
+                return
+            self._answers[key] = answer
+            self._bytes += size
+            while self._bytes > self._limit:
+                self._bytes -= sum(map(len, self._answers.popitem(last=False)[1][0]))
+
+    def wants(self, request: Request, *, seeded: bool) -> bool:
+        """Whether an answer may be kept: images by one message, drawn from seeds that the client chose."""
+        return bool(self._limit) and seeded and not request.stream_images
+
+
+def _key(request: Request) -> Request:
+    """The request without what is about its way only."""
+    return replace(
+        request, priority=0, timeout_ms=0, progress_interval=0, preview_interval=0, partial_result=0,
+        client_id="", request_id="",
+    )  # fmt: skip

@@ -1,0 +1,159 @@
+"""What all Triton models share: reading requests, writing answers, and the thread that sends them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as triton
+
+import engines
+from server.config import ServerConfig
+from server.errors import InvalidRequest, Overloaded, ServerError, StartupError
+from server.request import CANCEL, FIELD_BY_NAME, unknown_field
+
+logger = logging.getLogger(__name__)
+
+FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+DEPLOYMENT = "deployment"
+# Triton reports every failure of a decoupled model to BLS as INTERNAL, so the face asks for failures as data.
+ERRORS_AS_DATA = "errors_as_data"
+# Names a request that the face has forwarded, so that it can be given up when the face's client leaves.
+FORWARDED_AS = "forwarded_as"
+# Parameters that Triton's front ends add of their own accord, and ours.
+RESERVED_PARAMETERS = (
+    *("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout"),
+    *(ERRORS_AS_DATA, FORWARDED_AS),
+)
+
+
+def deployment(arguments: Mapping[str, str]) -> ServerConfig:
+    """The deployment that `launch` wrote into the model's configuration.
+
+    Raises:
+        StartupError: there is none, or two checkouts are mixed.
+    """
+    ours, theirs = Path(__file__).resolve().parent.parent, Path(engines.__file__ or "").resolve().parent.parent
+    if ours != theirs:
+        raise StartupError(
+            f"`server` was imported from {ours} but `engines` from {theirs}; "
+            "start tritonserver in one checkout, with `python -m server launch`"
+        )
+    parameters = json.loads(arguments["model_config"])["parameters"]
+    return ServerConfig.from_json(parameters.get(DEPLOYMENT, {}).get("string_value", ""))
+
+
+def failure(error: ServerError) -> Any:
+    """A response that is an error."""
+    return failed(error.code, str(error))
+
+
+def failed(code: str, message: str) -> Any:
+    """A response that is an error with Triton's name of its code."""
+    return triton.InferenceResponse(error=triton.TritonError(message, getattr(triton.TritonError, code)))
+
+
+def parameters(request: Any) -> dict[str, Any]:
+    """A request's parameters."""
+    found: dict[str, Any] = json.loads(request.parameters() or "{}")
+    return found
+
+
+def check_parameters(request: Any) -> None:
+    """Refuse parameters that were meant as fields.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
+    for name in parameters(request):
+        if not name.startswith(RESERVED_PARAMETERS):
+            known = f"{name!r} came as a request parameter; send it as an input tensor of shape [1]"
+            is_field = name in FIELD_BY_NAME or name == CANCEL.name
+            raise InvalidRequest(known if is_field else unknown_field(name))
+
+
+def values(request: Any) -> dict[str, list[object]]:
+    """The request's tensors as lists."""
+    return {tensor.name(): tensor.as_numpy().reshape(-1).tolist() for tensor in request.inputs()}
+
+
+def traceparent(request: Any) -> str | None:
+    """The W3C trace context of a request, where Triton traces it by OpenTelemetry."""
+    context = request.trace().get_context()
+    found = json.loads(context).get("traceparent") if context else None
+    return str(found) if found else None
+
+
+def text_tensor(name: str, texts: Sequence[bytes]) -> Any:
+    """A tensor of strings."""
+    return triton.Tensor(name, np.array(texts, dtype=np.object_))
+
+
+def json_tensor(name: str, value: Mapping[str, Any]) -> Any:
+    """A tensor of one JSON string."""
+    return text_tensor(name, [json.dumps(value).encode()])
+
+
+class Outbox:
+    """One thread that sends all responses: a send blocks for up to milliseconds, which no other thread should."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[tuple[Any, Any, bool] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
+        self._thread.start()
+
+    def put(self, sender: Any, response: Any, *, final: bool) -> None:
+        """Send after what was put before."""
+        self._queue.put((sender, response, final))
+
+    def close(self) -> None:
+        """Send what was put, then stop."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._queue.get()) is not None:
+            sender, response, final = item
+            try:
+                sender.send(response, flags=FINAL if final else 0)
+            except Exception:  # a client that left must not stop the answers of the others
+                logger.exception("a response could not be sent")
+
+
+class ResponseSink:
+    """Answers one Triton request; failures are sent as data where the request says so."""
+
+    def __init__(self, request: Any, outbox: Outbox) -> None:
+        self.sender = request.get_response_sender()
+        self._errors_as_data = ERRORS_AS_DATA in parameters(request)
+        self._outbox = outbox
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        self._send([json_tensor("progress", event)])
+
+    def preview(self, event: Mapping[str, Any], data: bytes) -> None:
+        self._send([json_tensor("progress", event), text_tensor("preview", [data])])
+
+    def image(self, event: Mapping[str, Any], data: bytes) -> None:
+        self._send([json_tensor("progress", event), text_tensor("images", [data])])
+
+    def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
+        tensors = [json_tensor("metadata", metadata)]
+        self._send([text_tensor("images", images), *tensors] if images else tensors, final=True)
+
+    def fail(self, error: ServerError) -> None:
+        content: dict[str, Any] = {"code": error.code, "message": str(error)}
+        if isinstance(error, Overloaded) and error.retry_after_ms is not None:
+            content["retry_after_ms"] = error.retry_after_ms
+        as_data = self._errors_as_data
+        response = triton.InferenceResponse([json_tensor("error", content)]) if as_data else failure(error)
+        self._outbox.put(self.sender, response, final=True)
+
+    def _send(self, tensors: list[Any], *, final: bool = False) -> None:
+        self._outbox.put(self.sender, triton.InferenceResponse(tensors), final=final)

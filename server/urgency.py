@@ -1,0 +1,50 @@
+"""When a job is due: by its deadline, its length, its priority, and how much its client has asked for already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.request import Request
+
+# A job without a deadline is due after so many times its time alone, so that short jobs do not wait for long ones.
+STRETCH = 3.0
+# A step of priority is worth so much earlier arrival.
+PRIORITY_SECONDS = 10.0
+# Clients that are remembered before those with nothing open are forgotten.
+CLIENTS_KEPT = 1024
+
+
+class Urgency:
+    """Gives every job its place in one line.
+
+    Clients share the server by virtual clocks (Zhang, 1990): a job counts as having come when the server, if it worked
+    for its client alone, would have finished what the client sent before. So a thousand requests sent at once line up
+    behind one another, and another client's single request passes nearly all of them; a client that found the server
+    idle owes nothing for it.
+
+    Args:
+        clock: seconds, the jobs' own.
+
+    Not thread-safe.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._busy_until: dict[str, float] = {}
+
+    def due(self, request: Request, seconds: float, alone: float) -> float:
+        """When a job of `request`, which comes now, is due.
+
+        Args:
+            seconds: of the whole server that it takes.
+            alone: seconds that it takes when it has the server to itself.
+        """
+        now = self._clock()
+        if len(self._busy_until) > CLIENTS_KEPT:
+            self._busy_until = {client: until for client, until in self._busy_until.items() if until > now}
+        arrival = max(now, self._busy_until.get(request.client_id, now))
+        self._busy_until[request.client_id] = arrival + seconds
+        allowed = STRETCH * alone
+        if request.timeout_ms:
+            allowed = min(allowed, request.timeout_ms / 1000)
+        return arrival + allowed - PRIORITY_SECONDS * request.priority
