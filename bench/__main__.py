@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, goodput, host, quality, samplers
+from bench import demo, goodput, host, latency, online, placement, quality, samplers, soak
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
@@ -15,17 +15,21 @@ PROGRAMS = {
     "demo": (demo, "the main job: a gallery through the real Triton"),
     "host": (host, "what tables, prompts and the moves between UNet calls cost"),
     "goodput": (goodput, "the load that is served in time, against static batches and one at a time"),
+    "online": (online, "load on a live server: latencies, throughput, goodput, errors"),
+    "latency": (latency, "what the server adds, and how soon it reacts to cancellations, overload and deadlines"),
+    "placement": (placement, "what components cost as Triton models of their own"),
+    "soak": (soak, "thousands of requests with cancellations and kills: nothing lost, nothing leaked"),
     "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),
     "quality": (quality, "whether the embedded checkpoint draws what is asked"),
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 only if the measurement was made."""
+    """Exit code 0 only if the measurement was made, and found no `failures`."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, (program, meaning) in PROGRAMS.items():
-        verb = verbs.add_parser(name, help=meaning)
+        verb = verbs.add_parser(name, help=meaning, description=program.__doc__)
         program.add_options(verb)
         verb.add_argument("--json", type=Path, help="file to keep the result in")
     options = parser.parse_args(arguments)
@@ -35,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
     report(result, options.json)
-    return 0
+    return 1 if result.get("failures") else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -121,9 +121,7 @@ async def ask(connections: Connections, asked: Asked, intended: float | None = N
     return Outcome(asked, status, intended, sent, ended, message, asking.first_preview, timing)
 
 
-async def _seen_through(
-    asking: _Asking, connections: Connections, limit: float
-) -> tuple[Status, str, Result | None]:
+async def _seen_through(asking: _Asking, connections: Connections, limit: float) -> tuple[Status, str, Result | None]:
     asked, task = asking.asked, asking.task
     if asked.ending != "answer":
         await asyncio.wait({task}, timeout=asked.leaves_after)
@@ -188,10 +186,3 @@ def mismatch(metadata: Mapping[str, Any], images: int, asked: Asked) -> str:
     wrong = [f"{name} {served.get(name)!r}" for name in names if served.get(name) != asked.fields.get(name)]
     wrong += [f"{images} images"] if images != asked.images else []
     return f"asked {asked.fields}, answered {', '.join(wrong)}" if wrong else ""
-
-
-def rows_per_call(outcomes: Sequence[Outcome]) -> float | None:
-    """Mean rows of the UNet calls that served these requests; None when none was."""
-    served = [outcome.timing for outcome in outcomes if outcome.timing]
-    calls = sum(timing["unet_calls"] for timing in served)
-    return sum(timing["unet_rows"] for timing in served) / calls if calls else None

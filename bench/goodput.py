@@ -7,8 +7,13 @@ alone. The device's seconds come from a model and are skipped; the host's own se
 from __future__ import annotations
 
 import argparse
+import multiprocessing
+import os
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeAlias
 
 from bench.accelerator import ACCELERATORS
@@ -23,6 +28,9 @@ LIMITS = (5.0, 3.0)
 QUOTED: Mapping[str, float] = {"mixed": 5.0, "uniform": 3.0}
 BASELINES = ("static", "serial")
 SHARES = ("rows_per_call", "idle_share", "host_share")
+LEAST_REQUESTS = 20
+# Of the requests, in the search that tells where to begin.
+ROUGH_PART = 6
 SHOWN_ROWS = (2, 4, 8, 16)
 Found: TypeAlias = dict[float, list[Goodput]]
 
@@ -34,6 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-rows", type=int, default=16, help="rows of a UNet call; a guided image takes two")
     parser.add_argument("--requests", type=int, default=1500, help="that count, in each run")
     parser.add_argument("--seeds", type=int, default=3, help="arrival sequences")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="simulations at a time")
     parser.add_argument("--latent", type=int, default=8, help="side of the latents, 64 for those of 512 x 512 pixels")
 
 
@@ -47,14 +56,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ServerError(
             "goodput runs on a fake accelerator only: add --dry-run; `bench online` measures a real engine"
         )
-    for name, least in (("max_rows", 2), ("requests", 20), ("seeds", 1), ("latent", 1)):
+    for name, least in (("max_rows", 2), ("requests", LEAST_REQUESTS), ("seeds", 1), ("latent", 1), ("processes", 1)):
         if getattr(options, name) < least:
             raise ServerError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least {least}")
     settings = Settings(ACCELERATORS[options.accelerator], options.max_rows, options.requests, options.latent)
     names = tuple(WORKLOADS) if options.workload == "all" else (options.workload,)
-    found = {
-        name: {batcher: searched(name, batcher, settings, options.seeds) for batcher in BATCHERS} for name in names
-    }
+    found = all_searched(names, settings, options.seeds, options.processes)
     return {
         **{name: summary(name, found[name], settings) for name in names},
         **{share: {name: at_goodput(name, found[name], share) for name in names} for share in SHARES},
@@ -63,16 +70,38 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def all_searched(
+    workloads: Sequence[str], settings: Settings, seeds: int, processes: int
+) -> dict[str, dict[str, Found]]:
+    """Every batcher under every workload, so many at a time; of a process only its own work counts as the host's."""
+    cases = [(workload, batcher) for workload in workloads for batcher in BATCHERS]
+    search = partial(searched, settings=settings, seeds=seeds)
+    if processes == 1:
+        results = [search(*case) for case in cases]
+    else:
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+            results = list(pool.map(search, *zip(*cases, strict=True)))
+    found: dict[str, dict[str, Found]] = {workload: {} for workload in workloads}
+    for (workload, batcher), result in zip(cases, results, strict=True):
+        found[workload][batcher] = result
+    return found
+
+
 def searched(workload: str, batcher: str, settings: Settings, seeds: int) -> Found:
-    """Goodput at every limit, for each arrival sequence; each begins where the one before ended."""
+    """Goodput at every limit, for each arrival sequence; each search begins where the one before ended.
+
+    The first is a rough one, of fewer requests, that does not count.
+    """
     peak = _peak(workload, settings)
+    rough = replace(settings, requests=max(LEAST_REQUESTS, settings.requests // ROUGH_PART))
     near = dict.fromkeys(LIMITS, peak / 2)
     found: Found = {k: [] for k in LIMITS}
-    for seed in range(seeds):
-        load = settings.load(WORKLOADS[workload], seed)
-        for k, goodput in goodputs(batcher, settings, load, peak, near).items():
-            found[k].append(goodput)
+    for size, seed in ((rough, 0), *((settings, seed) for seed in range(seeds))):
+        load = size.load(WORKLOADS[workload], seed)
+        for k, goodput in goodputs(batcher, size, load, peak, near).items():
             near[k] = goodput.rate or near[k]
+            if size is settings:
+                found[k].append(goodput)
     return found
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from server.conditioning import Condition
 from server.errors import ServerError
@@ -59,6 +60,25 @@ class Load:
         ]
 
 
+class KeptNoise:
+    """The noise of a seed, drawn once for all runs: every run begins with the same, and none of `SAMPLERS` draws again.
+
+    Args:
+        seed: of the generator.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def normal(self, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+        return _drawn(self._seed, shape)
+
+
+@cache
+def _drawn(seed: int, shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    return PhiloxGenerator(seed).normal(shape)
+
+
 class _Loud:
     """A sink that only failures reach, since what is measured ends with the latent."""
 
@@ -85,18 +105,18 @@ def _closed(reply: Reply) -> None:
 @cache
 def _kind(steps: int, sampler: str) -> tuple[Request, Work]:
     """What all guided jobs of this kind share; their noise is their own."""
-    fields = {"prompt": "x", "seed": 0, "num_inference_steps": steps, "sampler": sampler, "noise_source": "philox"}
+    fields = {"prompt": "x", "seed": 0, "num_inference_steps": steps, "sampler": sampler}
     request = Request.parse({name: [value] for name, value in fields.items()}, Limits(((512, 512),)))
     table = sampler_table(sampler, Choice(steps=steps), TrainedSchedule.from_config(SCHEDULE))
     states = np.zeros((TOKENS, WIDTH), np.float32)
     condition = Condition((states,), states, (request.guidance_scale,))
-    return request, Work(table, PhiloxGenerator(0), (condition,) * table.calls, condition.rows)
+    return request, Work(table, KeptNoise(0), (condition,) * table.calls, condition.rows)
 
 
 def make_job(steps: int, sampler: str, seed: int, arrival: float) -> Job:
     """A guided job with noise of its own."""
     request, shared = _kind(steps, sampler)
-    work = Work(shared.table, PhiloxGenerator(seed), shared.conditions, shared.reserved)
+    work = Work(shared.table, KeptNoise(seed), shared.conditions, shared.reserved)
     reply = Reply(request, _Loud(), _closed)
     job = Job(request, 0, work, reply, arrival)
     reply.jobs = (job,)

@@ -82,7 +82,7 @@ class Mix:
     malformed_share: float = 0.0
     endings: Sequence[Ending] = LEAVING
     leave_within: float = 1.0
-    timeout_ms: int = 0
+    timeouts_ms: Sequence[int] = (0,)
     preview_interval: int = 0
     seed: int = 0
     name: str = "load"
@@ -97,7 +97,8 @@ class Mix:
         fields = {**kind_fields(kind), "prompt": _prompt(draw), "seed": draw.randrange(2**32)}
         fields |= {"output_format": draw.choice(self.formats), "request_id": f"{self.name}-{number}"}
         fields |= {"client_id": f"client-{draw.randrange(self.clients)}"} if self.clients else {}
-        fields |= {"timeout_ms": self.timeout_ms} if self.timeout_ms else {}
+        timeout_ms = draw.choice(self.timeouts_ms)
+        fields |= {"timeout_ms": timeout_ms} if timeout_ms else {}
         fields |= {"preview_interval": self.preview_interval} if self.preview_interval and face == "stream" else {}
         return self._with_manners(number, fields, kind, face, draw)
 
@@ -107,9 +108,7 @@ class Mix:
         manner = draw.random()
         if manner < self.malformed_share:
             spoilt = {**fields, **draw.choice(MALFORMED)}
-            return Asked(
-                number, {name: v for name, v in spoilt.items() if v is not None}, kind, face, malformed=True
-            )
+            return Asked(number, {name: v for name, v in spoilt.items() if v is not None}, kind, face, malformed=True)
         if manner < self.malformed_share + self.cancel_share:
             return Asked(number, fields, kind, face, draw.choice(self.endings), draw.uniform(0, self.leave_within))
         return Asked(number, fields, kind, face)

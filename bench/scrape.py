@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from server.errors import ServerError
 from server.launch import fetch
-from server.metric_names import METRIC_BY_NAME, PREFIX, METRICS
+from server.metric_names import METRIC_BY_NAME, METRICS, PREFIX
 
 LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)$")
 FETCH_SECONDS = 5.0

@@ -139,10 +139,12 @@ def ask_all(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int)
                 client.close()
 
 
-def rows_per_call(timings: Sequence[Mapping[str, float]]) -> float | None:
-    """Mean rows of the UNet calls that served these requests, from their metadata's timing; None for none.
+def rows_per_call(answers: Sequence[Answer]) -> float:
+    """Mean rows of the UNet calls that served these answers, if nobody else was served meanwhile."""
+    return mean_rows([answer.result.metadata["timing"] for answer in answers]) or 0.0
 
-    It is true if nobody else was served meanwhile.
-    """
+
+def mean_rows(timings: Sequence[Mapping[str, float]]) -> float | None:
+    """The same, from what metadata says of timing; None for no answers."""
     calls = sum(timing["unet_calls"] for timing in timings)
     return float(sum(timing["unet_rows"] for timing in timings) / calls) if calls else None

@@ -22,7 +22,7 @@ WARM_UP = 0.1
 GRID = 1.02
 PLACES = 250
 # Places that a search moves by at first.
-STRIDE = 6
+STRIDE = 4
 
 
 @dataclass(frozen=True, slots=True)

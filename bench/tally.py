@@ -30,9 +30,7 @@ def latencies(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float]]:
 def goodput(outcomes: Sequence[Outcome], alone: Mapping[Kind, float], stretch: float) -> float:
     """Images a second of requests that were answered within `stretch` times the latency of their kind alone."""
     seconds = span(outcomes)
-    served = sum(
-        o.asked.images for o in outcomes if o.status == "ok" and o.seconds <= stretch * alone[o.asked.kind]
-    )
+    served = sum(o.asked.images for o in outcomes if o.status == "ok" and o.seconds <= stretch * alone[o.asked.kind])
     return served / seconds if seconds else 0.0
 
 

@@ -11,13 +11,13 @@ from server.job import Job
 
 
 class VirtualClock:
-    """Seconds since it was made: those that passed, and those that were skipped.
+    """Seconds since it was made: those that the host worked, and those that were skipped.
 
     Args:
-        host: seconds that pass.
+        host: seconds that pass; of this process's work by default, so that other programs on the machine do not count.
     """
 
-    def __init__(self, host: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, host: Callable[[], float] = time.process_time) -> None:
         self._host = host
         self._origin = host()
         self.skipped = 0.0

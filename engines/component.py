@@ -19,7 +19,7 @@ Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Family: TypeAlias = Literal["sd1", "sd2"]
 
 PIPELINE_FILE = "pipeline.json"
-FORMAT = 2
+FORMAT = 3
 
 
 def resolve(dim: Dim, bound: Mapping[str, int]) -> int:
@@ -94,6 +94,24 @@ class Component:
 
 
 @dataclass(frozen=True, slots=True)
+class Projection:
+    """Roughly the colours of a latent: (red, green, blue) = latent @ matrix + bias, around [-1, 1] as decoded pixels.
+
+    Attributes:
+        matrix: (latent channels, 3); takes latents in the UNet's scale, as they are before the VAE's scaling is undone.
+        bias: (3,)
+        r_squared: how much of the variance of the colours of pictures it explains, 1 being all.
+    """
+
+    matrix: tuple[tuple[float, float, float], ...]
+    bias: tuple[float, float, float]
+    r_squared: float
+
+
+GREY = Projection(matrix=((0.0, 0.0, 0.0),) * 4, bias=(0.0, 0.0, 0.0), r_squared=0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class PipelineSpec:
     """The contents of `pipeline.json`.
 
@@ -106,6 +124,7 @@ class PipelineSpec:
         tokenizer: folder of the tokenizer files, relative to `pipeline.json`; `tokenizer_sha256` is over their bytes.
         context_length: tokens per prompt chunk, start and end included.
         text_layers: of the text encoder.
+        preview: what latents look like; a file always has it, and one made by hand is grey without it.
     """
 
     checkpoint: str
@@ -123,6 +142,7 @@ class PipelineSpec:
     context_length: int
     text_layers: int
     components: Mapping[str, Component]
+    preview: Projection = GREY
 
     def write(self, folder: Path) -> None:
         """Write `pipeline.json` atomically."""
@@ -146,6 +166,7 @@ class PipelineSpec:
                 raise ArtefactError(f"{path} was written by another version; {remedy}")
             content["components"] = {k: _component(v) for k, v in content["components"].items()}
             content["resolutions"] = tuple((h, w) for h, w in content["resolutions"])
+            content["preview"] = _projection(content["preview"], content["latent_channels"])
             return cls(**content)
         except (FileNotFoundError, NotADirectoryError):
             raise ArtefactError(f"{path} does not exist; {remedy}") from None
@@ -184,6 +205,16 @@ def _component(content: dict[str, Any]) -> Component:
     for side in ("inputs", "outputs"):
         content[side] = tuple(TensorSpec(s["name"], s["dtype"], tuple(s["shape"])) for s in content[side])
     return Component(**content)
+
+
+def _projection(content: dict[str, Any], channels: int) -> Projection:
+    """Raises ValueError, KeyError or TypeError where it is not one of latents of that many channels."""
+    *matrix, bias = (
+        (float(red), float(green), float(blue)) for red, green, blue in [*content["matrix"], content["bias"]]
+    )
+    if len(matrix) != channels:
+        raise ValueError(f"the preview takes {len(matrix)} channels, latents have {channels}")
+    return Projection(tuple(matrix), bias, float(content["r_squared"]))
 
 
 def file_sha256(path: Path) -> str:

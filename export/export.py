@@ -22,6 +22,7 @@ MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 SOURCES = (
     "export/checkpoint.py",
     "export/export.py",
+    "export/preview.py",
     "export/to_onnx.py",
     "export/trace.py",
     "export/wrappers.py",
@@ -83,7 +84,8 @@ def export_checkpoint(
     if is_exported(folder, key):
         logger.info("%s is up to date", folder)
         return PipelineSpec.read(folder)
-    from export.trace import trace_component  # torch and diffusers take seconds to import
+    from export.preview import preview_projection  # torch and diffusers take seconds to import
+    from export.trace import trace_component
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PIPELINE_FILE).unlink(missing_ok=True)
@@ -108,6 +110,7 @@ def export_checkpoint(
         context_length=checkpoint.widths.context_length,
         text_layers=int(checkpoint.text_config["num_hidden_layers"]),
         components=components,
+        preview=preview_projection(checkpoint),
     )
     spec.write(folder)
     return spec

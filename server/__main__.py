@@ -56,6 +56,7 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--provider", default="auto", help="auto, cpu, openvino, cuda, tensorrt, or fake")
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
+    target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
     target.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
     target.add_argument("--grace-seconds", type=float, default=60.0, help="for open requests after SIGTERM or SIGINT")
     target.add_argument(
@@ -82,6 +83,7 @@ def launch(options: argparse.Namespace) -> int:
         provider=options.provider,
         unet_threads=options.unet_threads,
         max_rows=options.max_rows,
+        row_cap=options.row_cap,
         queue_limit=options.queue_limit,
         text_encoder=options.text_encoder,
         unet=options.unet,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -21,8 +21,13 @@ from server.request import CANCEL, Value
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
 # gRPC's own words in the debug text of a status that came over the wire.
 FROM_SERVER = "received from peer"
-# Without a pool of its own, a client would share the connection of every other client of the same address.
-OWN_CONNECTION = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 2**31 - 1))
+CHANNEL = (
+    # Without a pool of its own, a client would share the connection of every other client of the same address.
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_receive_message_length", 2**31 - 1),
+    # A server that was started again is found soon; gRPC would wait for up to two minutes.
+    ("grpc.max_reconnect_backoff_ms", 1000),
+)
 
 
 class Disconnected(Overloaded):
@@ -52,7 +57,7 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = "127.0.0.1:8001") -> None:
-        self._client = aio.InferenceServerClient(url, channel_args=OWN_CONNECTION)
+        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -85,7 +90,7 @@ class AsyncClient:
         answer = await self._infer({CANCEL.name: request_id})
         return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
 
-    async def events(self, **fields: Value) -> AsyncIterator[Event]:
+    async def events(self, **fields: Value) -> AsyncGenerator[Event, None]:
         """Ask the streaming model; gives what it sends until it ends the stream. Closing the iterator early cancels.
 
         Raises:

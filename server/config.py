@@ -24,6 +24,7 @@ class ServerConfig:
         unet_threads: CPU threads of the UNet; 0 lets the provider choose.
         component_threads: CPU threads of each component that runs once per image.
         max_rows: rows of one UNet call.
+        row_cap: rows that calls are filled up to; 0 takes the fewest that give nearly the best throughput, as measured.
         batch_sizes: rows that a compiled UNet takes; empty means any.
         decode_images: images of one VAE decoder call.
         queue_limit: images that may be accepted and unanswered; more are refused.
@@ -41,6 +42,7 @@ class ServerConfig:
     unet_threads: int = 0
     component_threads: int = 1
     max_rows: int = 16
+    row_cap: int = 0
     batch_sizes: tuple[int, ...] = ()
     decode_images: int = 4
     queue_limit: int = 1024

@@ -67,7 +67,7 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
     return MetricSpec(name, "histogram", text, labels, buckets)
 
 
-# The label `bucket` is width x height in pixels; `rows` are those of the call, with padding.
+# The label `bucket` is height x width in pixels; `rows` are those of the call, with padding.
 METRICS = (
     _counter("requests_total", "Requests answered, by how they ended", "outcome", choices=OUTCOMES),
     _counter("images_total", "Images delivered, by size in pixels", "height", "width"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +68,6 @@ class Monitor:
         self._curves = curves
         self._tracer = tracer or NoTracer()
         self._clock = clock
-        self.metrics.gauge("start_time_seconds", time.time())
         self._cache_counts = (0, 0)
         self._max_rows = max_rows
         self._pipeline = pipeline
@@ -132,12 +132,16 @@ class Monitor:
         return {"queue_position": waiting, "seconds_left": round(max(ahead, alone) + self._admission.decode_seconds, 3)}
 
     def state(self, counts: Mapping[Bucket, tuple[int, int]]) -> None:
-        """How many jobs wait and run."""
-        for bucket, (waiting, begun) in counts.items():
-            name = size_label(bucket[0], bucket[1])
+        """How many jobs wait and run; buckets that differ in tokens alone are one in the metrics."""
+        sizes: defaultdict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
+        for (height, width, _), (waiting, begun) in counts.items():
+            sizes[height, width][0] += waiting
+            sizes[height, width][1] += begun
+        for size, (waiting, begun) in sizes.items():
+            name = size_label(*size)
             self.metrics.gauge("waiting", waiting, bucket=name)
             self.metrics.gauge("running", begun, bucket=name)
-            self.metrics.gauge("row_cap", self._curves(bucket[:2]).row_cap(self._max_rows), bucket=name)
+            self.metrics.gauge("row_cap", self._curves(size).row_cap(self._max_rows), bucket=name)
         self.metrics.gauge("predicted_wait_seconds", self._admission.backlog.total()[0])
         found = self._pipeline.embedding_cache
         for name, now, before in zip(("hits", "misses"), found, self._cache_counts, strict=True):
@@ -160,7 +164,8 @@ class Monitor:
         now = self._clock()
         ended = outcome(reply.error)
         self.metrics.count("requests_total", outcome=ended)
-        self.metrics.observe("request_seconds", now - reply.arrival)
+        if reply.error is None:
+            self.metrics.observe("request_seconds", now - reply.arrival)
         for job in reply.jobs:
             if job.started:
                 self.metrics.observe("queue_seconds", job.started - job.arrival)

@@ -119,8 +119,9 @@ class Scheduler:
         return any(len(queue.waiting) > queue.gone or queue.begun for queue in self._queues.values())
 
     def counts(self) -> dict[Bucket, tuple[int, int]]:
-        """Jobs that wait for their first call, and jobs that have begun, by bucket."""
-        return {bucket: (len(queue.waiting) - queue.gone, len(queue.begun)) for bucket, queue in self._queues.items()}
+        """Jobs that wait for their first call, and jobs that have begun, by bucket; any thread may ask."""
+        queues = list(self._queues.items())
+        return {bucket: (len(queue.waiting) - queue.gone, len(queue.begun)) for bucket, queue in queues}
 
     def row_cap(self, bucket: Bucket) -> int:
         """Rows that calls of a bucket are filled up to."""

@@ -54,7 +54,7 @@ class Service:
         self._clock = clock
         self._limits = pipeline.limits
         first = warm_up(pipeline, config)
-        curves = Curves(first.step_seconds, pipeline.spec.resolutions[0], config.batch_sizes)
+        curves = Curves(first.step_seconds, pipeline.spec.resolutions[0], config.batch_sizes, config.row_cap)
         self.admission = Admission(config, curves, clock)
         self.admission.decode_seconds = first.decode_seconds
         self.monitor = Monitor(pipeline, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock)

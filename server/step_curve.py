@@ -19,17 +19,19 @@ class StepCurve:
     Args:
         points: (rows, seconds), in any order; without any, calls take no time and the cap is whatever is allowed.
         batch_sizes: rows that the engine takes; a call of fewer is padded. Empty means any.
+        cap: rows that calls are filled up to whatever the curve says; 0 leaves it to the curve.
 
     Raises:
         ValueError: rows or seconds that are not positive.
     """
 
-    def __init__(self, points: Sequence[tuple[int, float]] = (), batch_sizes: Sequence[int] = ()) -> None:
+    def __init__(self, points: Sequence[tuple[int, float]] = (), batch_sizes: Sequence[int] = (), cap: int = 0) -> None:
         if any(rows < 1 or not seconds > 0 for rows, seconds in points):
             raise ValueError(f"a step curve has positive rows and seconds, not {list(points)}")
         self._seconds = dict(sorted(points))
         self._rows = list(self._seconds)
         self._sizes = sorted(batch_sizes)
+        self._cap = cap
         self._caps: dict[int, int] = {}
 
     def padded(self, rows: int) -> int:
@@ -58,6 +60,8 @@ class StepCurve:
 
     def row_cap(self, max_rows: int) -> int:
         """The fewest rows, at least 2, whose rows per second come within `ENOUGH` of the best up to `max_rows`."""
+        if self._cap:
+            return min(self._cap, max_rows)
         caps = self._caps
         if max_rows not in caps:
             sizes = [size for size in (self._sizes or range(2, max_rows + 1)) if 2 <= size <= max_rows] or [max_rows]

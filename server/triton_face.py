@@ -18,8 +18,9 @@ from server.repository import STREAM
 from server.request import CANCEL
 from server.triton_io import (
     ERRORS_AS_DATA,
-    FINAL,
     FORWARDED_AS,
+    GIVE_UP,
+    Sender,
     check_parameters,
     deployment,
     failed,
@@ -44,7 +45,7 @@ class FaceModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         # The stream refuses at once what is beyond its queue, so few more than that are ever open here.
         self._limit = 2 * deployment(args).queue_limit
-        self._open: dict[str, Any] = {}
+        self._open: dict[str, Sender] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._ask_who_left, name="watch", daemon=True)
@@ -52,7 +53,7 @@ class FaceModel:
 
     def execute(self, requests: Sequence[Any]) -> list[None]:
         for request in requests:
-            sender = request.get_response_sender()
+            sender = Sender(request)
             try:
                 check_parameters(request)
                 # Tensors are only valid until execute() returns, hence the copies.
@@ -65,12 +66,12 @@ class FaceModel:
                     tensors.append(text_tensor("request_id", [request.request_id().encode()]))
                 name = self._take(sender)
             except ServerError as error:
-                sender.send(failure(error), flags=FINAL)
+                sender.send(failure(error), final=True)
                 continue
             threading.Thread(target=self._forward, args=(name, tensors, sender), daemon=True).start()
         return [None] * len(requests)
 
-    def _take(self, sender: Any) -> str:
+    def _take(self, sender: Sender) -> str:
         name = secrets.token_hex(16)
         with self._lock:
             if len(self._open) >= self._limit:
@@ -78,7 +79,7 @@ class FaceModel:
             self._open[name] = sender
         return name
 
-    def _forward(self, name: str, tensors: list[Any], sender: Any) -> None:
+    def _forward(self, name: str, tensors: list[Any], sender: Sender) -> None:
         try:
             response = _ask(tensors, name)
         except Exception as error:  # this thread's client must be answered
@@ -86,7 +87,7 @@ class FaceModel:
             response = failure(ServerError(f"forwarding failed: {error}"))
         with self._lock:
             del self._open[name]
-        sender.send(response, flags=FINAL)
+        sender.send(response, final=True)
 
     def _ask_who_left(self) -> None:
         """A call to the stream cannot be cancelled in Triton before 25.04, so the stream is told by another call."""
@@ -138,7 +139,7 @@ def _cancel(name: str) -> None:
         model_name=STREAM,
         inputs=[text_tensor(CANCEL.name, [b""])],
         requested_output_names=["metadata", "error"],
-        parameters={ERRORS_AS_DATA: True, FORWARDED_AS: name},
+        parameters={ERRORS_AS_DATA: True, GIVE_UP: name},
     )
     try:
         for _ in request.exec(decoupled=True):

@@ -24,12 +24,12 @@ FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 DEPLOYMENT = "deployment"
 # Triton reports every failure of a decoupled model to BLS as INTERNAL, so the face asks for failures as data.
 ERRORS_AS_DATA = "errors_as_data"
-# Names a request that the face has forwarded, so that it can be given up when the face's client leaves.
-FORWARDED_AS = "forwarded_as"
+# Name a request that the face forwards, and one to be given up because the face's client has left.
+FORWARDED_AS, GIVE_UP = "forwarded_as", "give_up"
 # Parameters that Triton's front ends add of their own accord, and ours.
 RESERVED_PARAMETERS = (
     *("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout"),
-    *(ERRORS_AS_DATA, FORWARDED_AS),
+    *(ERRORS_AS_DATA, FORWARDED_AS, GIVE_UP),
 )
 
 
@@ -100,15 +100,39 @@ def json_tensor(name: str, value: Mapping[str, Any]) -> Any:
     return text_tensor(name, [json.dumps(value).encode()])
 
 
+class Sender:
+    """A request's response sender that may be asked and used from several threads.
+
+    Triton 2.51.0 crashes when a sender is asked whether its request is cancelled after the final response.
+    """
+
+    def __init__(self, request: Any) -> None:
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._finished = False
+
+    def send(self, response: Any, *, final: bool) -> None:
+        """Send a response; what comes after the final one is dropped."""
+        with self._lock:
+            if not self._finished:
+                self._finished = final
+                self._sender.send(response, flags=FINAL if final else 0)
+
+    def is_cancelled(self) -> bool:
+        """Whether the client has left before the final response; a round trip to the server's process."""
+        with self._lock:
+            return not self._finished and bool(self._sender.is_cancelled())
+
+
 class Outbox:
     """One thread that sends all responses: a send blocks for up to milliseconds, which no other thread should."""
 
     def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Any, Any, bool] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Sender, Any, bool] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
         self._thread.start()
 
-    def put(self, sender: Any, response: Any, *, final: bool) -> None:
+    def put(self, sender: Sender, response: Any, *, final: bool) -> None:
         """Send after what was put before."""
         self._queue.put((sender, response, final))
 
@@ -121,7 +145,7 @@ class Outbox:
         while (item := self._queue.get()) is not None:
             sender, response, final = item
             try:
-                sender.send(response, flags=FINAL if final else 0)
+                sender.send(response, final=final)
             except Exception:  # a client that left must not stop the answers of the others
                 logger.exception("a response could not be sent")
 
@@ -130,7 +154,7 @@ class ResponseSink:
     """Answers one Triton request; failures are sent as data where the request says so."""
 
     def __init__(self, request: Any, outbox: Outbox) -> None:
-        self.sender = request.get_response_sender()
+        self.sender = Sender(request)
         self._errors_as_data = ERRORS_AS_DATA in parameters(request)
         self._outbox = outbox
 

@@ -20,13 +20,14 @@ from server.launch import DRAIN_FILE, DRAINED_FILE
 from server.metrics import Metrics, MetricsUpdater, TritonExporter
 from server.pipeline import open_component, open_pipeline
 from server.reply import Reply
-from server.request import CANCEL
 from server.service import Service
 from server.tracing import open_tracer
 from server.triton_io import (
     FORWARDED_AS,
+    GIVE_UP,
     Outbox,
     ResponseSink,
+    Sender,
     check_parameters,
     deployment,
     failure,
@@ -52,7 +53,7 @@ class StreamModel:
         logs.configure(config.log_level, json=config.log_json)
         self._folder = Path(args["model_repository"]).parent.parent
         self._outbox = Outbox()
-        self._senders: dict[Reply, Any] = {}
+        self._senders: dict[Reply, Sender] = {}
         self._forwarded: dict[str, Reply] = {}
         metrics = Metrics()
         tracer = open_tracer(config.trace_endpoint or None)
@@ -77,14 +78,14 @@ class StreamModel:
 
     def _take(self, request: Any, sink: ResponseSink) -> None:
         check_parameters(request)
-        tensors, forwarded_as = values(request), parameters(request).get(FORWARDED_AS)
-        if forwarded_as is not None and CANCEL.name in tensors:
-            reply = self._forwarded.get(forwarded_as)
-            if reply is not None:
-                self._service.give_up(reply, "the client cancelled the request")
-            sink.finish([], {"cancelled": int(reply is not None)})
+        asked = parameters(request)
+        forwarded_as, given_up = asked.get(FORWARDED_AS), self._forwarded.get(asked.get(GIVE_UP, ""))
+        if GIVE_UP in asked:
+            if given_up is not None:
+                self._service.give_up(given_up, "the client cancelled the request")
+            sink.finish([], {"cancelled": int(given_up is not None)})
             return
-        reply = self._service.submit(tensors, sink, request.request_id(), traceparent(request))
+        reply = self._service.submit(values(request), sink, request.request_id(), traceparent(request))
         if reply is not None:
             self._senders[reply] = sink.sender
             if forwarded_as is not None:

@@ -78,14 +78,20 @@ class Curves:
     Args:
         points: of the size `measured`.
         batch_sizes: rows that the engine takes; empty means any.
+        row_cap: that calls are filled up to; 0 leaves it to the curves.
     """
 
     def __init__(
-        self, points: Sequence[tuple[int, float]], measured: tuple[int, int], batch_sizes: Sequence[int] = ()
+        self,
+        points: Sequence[tuple[int, float]],
+        measured: tuple[int, int],
+        batch_sizes: Sequence[int] = (),
+        row_cap: int = 0,
     ) -> None:
         self._points = tuple(points)
         self._measured = measured
         self._batch_sizes = tuple(batch_sizes)
+        self._row_cap = row_cap
         self._curves: dict[tuple[int, int], StepCurve] = {}
 
     def __call__(self, size: tuple[int, int]) -> StepCurve:
@@ -93,5 +99,5 @@ class Curves:
         if size not in self._curves:
             area = size[0] * size[1] / (self._measured[0] * self._measured[1])
             points = [(rows, seconds * area) for rows, seconds in self._points]
-            self._curves[size] = StepCurve(points, self._batch_sizes)
+            self._curves[size] = StepCurve(points, self._batch_sizes, self._row_cap)
         return self._curves[size]

@@ -41,12 +41,17 @@ DOORS = {
     "numba": ("server/fused.py",),
     "onnxruntime": ("engines/ort_runner.py", "tests/"),
     "onnxruntime_ep_openvino": ("engines/ort_runner.py", "tests/"),
-    "triton_python_backend_utils": ("server/triton_model.py", "engines/triton_runner.py", "tests/"),
-    "tritonclient": ("server/client.py", "tests/"),
+    "opentelemetry": ("server/tracing.py", "tests/"),
+    "triton_python_backend_utils": ("server/triton_", "engines/triton_runner.py", "tests/"),
+    "tritonclient": ("server/client.py", "server/async_client.py", "tests/"),
+    "grpc": ("server/async_client.py", "tests/"),
 }
 
 # Files that need nothing but the standard library, those that need numpy too, and what both may share.
-BARE = ("request", "request_checks", "sampler_names", "job", "scheduler")
+BARE = (
+    *("request", "request_checks", "sampler_names", "job", "scheduler", "step_curve", "urgency", "backlog", "reply"),
+    *("metrics", "metric_names"),
+)
 NUMERIC = (
     "schedule",
     "levels",
@@ -72,7 +77,11 @@ CATCH_ALL = {
     "server/service.py",  # the admission thread: it must outlive one request
     "server/decoder.py",  # the decoding thread: likewise
     "server/loop.py",  # the denoising thread: likewise
+    "server/metrics.py",  # the thread that exports: likewise
+    "server/preview.py",  # the thread that encodes previews: likewise
     "server/triton_model.py",  # Triton's `execute()` and the threads behind it
+    "server/triton_face.py",  # likewise
+    "server/triton_io.py",  # the thread that sends responses: likewise
 }
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "export", "engines", "model_repository", "server", "bench", "tests"}

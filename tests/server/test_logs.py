@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import sys
@@ -85,32 +84,30 @@ def test_umlauts_stay_readable_for_people() -> None:
 
 
 @pytest.fixture
-def stderr(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """Standard error while `configure` is used; the root logger is put back as it was."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    stream = io.StringIO()
-    monkeypatch.setattr(sys, "stderr", stream)
-    yield stream
-    root.handlers[:] = handlers
-    root.setLevel(level)
+def root() -> Iterator[logging.Logger]:
+    """The root logger, which is put back as it was."""
+    logger = logging.getLogger()
+    handlers, level = list(logger.handlers), logger.level
+    yield logger
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
 
 
-def test_configuring_again_replaces_what_was(stderr: io.StringIO) -> None:
-    others = list(logging.getLogger().handlers)
+def test_configuring_again_replaces_what_was(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    others = list(root.handlers)
     configure("debug", json=True)
     configure("WARNING")
     configure("INFO", json=True)
     logger = logging.getLogger("server.test")
     logger.debug("too little")
     logger.info("one", extra={"request_id": "r"})
-    (line,) = stderr.getvalue().splitlines()
+    (line,) = capsys.readouterr().err.splitlines()
     assert json.loads(line)["request_id"] == "r"
-    assert len(logging.getLogger().handlers) == len(others) + 1
+    assert len(root.handlers) == len(others) + 1
 
 
-def test_unknown_level_is_told(stderr: io.StringIO) -> None:
-    before = list(logging.getLogger().handlers)
+def test_unknown_level_is_told(root: logging.Logger) -> None:
+    before = list(root.handlers)
     with pytest.raises(StartupError, match="log level is 'loud'; use one of debug, info, warning, error, critical"):
         configure("loud")
-    assert logging.getLogger().handlers == before
+    assert root.handlers == before

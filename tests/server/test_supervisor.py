@@ -283,7 +283,7 @@ def supervised(fake_export: Path, tmp_path: Path) -> Iterator[Callable[..., Supe
     made: list[Supervised] = []
 
     def start(**options: Any) -> Supervised:
-        config = ServerConfig(model=fake_export, provider="fake")
+        config = ServerConfig(model=fake_export, provider="fake", max_rows=2)
         made.append(Supervised(config, tmp_path / "triton.log", **options))
         made[-1].wait_for_start(1)
         return made[-1]
@@ -364,18 +364,32 @@ def test_a_killed_tritonserver_comes_back_under_load_until_it_is_killed_too_ofte
 
 @pytest.mark.triton
 def test_a_server_that_is_told_to_end_answers_what_is_open_first(supervised: Callable[..., Supervised]) -> None:
-    one = supervised(grace_seconds=30.0)
+    one = supervised(grace_seconds=60.0)
     server, folder, stub = one.server, one.server.folder, one.stub(STREAM)
-    os.kill(stub, signal.SIGSTOP)
-    with ThreadPoolExecutor(3) as pool:
-        calls = [pool.submit(ask, server, way) for way in ("unary", "stream", "http")]
-        time.sleep(0.2)
+    long: dict[str, Any] = {"prompt": "a", "num_inference_steps": 500, "num_images": 8}
+    running = threading.Event()
+
+    def unary() -> object:
+        with Client(server.grpc_url) as client:
+            return client.generate(**long)
+
+    def stream() -> object:
+        with Client(server.grpc_url) as client:
+            return client.stream(lambda *progress: running.set(), progress_interval=10, **long)
+
+    with ThreadPoolExecutor(2) as pool:
+        calls = [pool.submit(unary)]
+        time.sleep(0.3)
+        calls.append(pool.submit(stream))
+        assert running.wait(20)
+        # So that it is not too quick for this test.
+        os.kill(stub, signal.SIGSTOP)
         one.supervisor.request_stop()
         wait_until((folder / DRAIN_FILE).exists, 2)
-        assert server.exit_code() is None
         os.kill(stub, signal.SIGCONT)
-        results = [call.result(10) for call in calls]
-    assert not any(isinstance(result, Exception) for result in results)
+        assert not calls[1].done()
+        for call in calls:
+            call.result(30)
     # The stream may have written it already, and then the folder may be gone.
     with contextlib.suppress(FileNotFoundError):
         (folder / DRAINED_FILE).touch()

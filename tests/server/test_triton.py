@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,8 @@ QUICK: dict[str, Any] = {"prompt": PROMPT, "seed": 3, "num_inference_steps": 4, 
 @pytest.fixture(scope="module")
 def server(embedded_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TritonServer]:
     log = tmp_path_factory.mktemp("triton") / "triton.log"
-    with TritonServer(ServerConfig(model=embedded_export, provider="cpu", queue_limit=64), log=log) as running:
+    config = ServerConfig(model=embedded_export, provider="cpu", queue_limit=64, row_cap=16)
+    with TritonServer(config, log=log) as running:
         yield running
 
 
@@ -73,15 +74,16 @@ def tensor(name: str, array: Any, datatype: str) -> Any:
 
 def test_unary_and_stream_give_the_same_picture(client: Client) -> None:
     steps: list[tuple[int, int]] = []
-    streamed = client.stream(lambda done, total: steps.append((done, total)), **QUICK)
+    streamed = client.stream(lambda event: steps.append((event["step"], event["total"])), **QUICK)
     unary = client.generate(**QUICK)
     assert unary.images == streamed.images
     assert steps == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert unary.pixels()[0].shape == (128, 128, 3)
 
 
-def test_both_placements_give_the_same_picture(client: Client, embedded_export: Path, tmp_path: Path) -> None:
-    config = ServerConfig(model=embedded_export, provider="cpu", text_encoder="in_process", vae_decoder="in_process")
+def test_other_placements_give_the_same_picture(client: Client, embedded_export: Path, tmp_path: Path) -> None:
+    places: dict[str, Placement] = {"text_encoder": "in_process", "unet": "triton", "vae_decoder": "in_process"}
+    config = ServerConfig(model=embedded_export, provider="cpu", **places)  # type: ignore[arg-type]
     with TritonServer(config, log=tmp_path / "log") as other, Client(other.grpc_url) as second:
         assert second.generate(**QUICK).images == client.generate(**QUICK).images
 
@@ -204,8 +206,8 @@ def test_cancelled_stream_stops_working(server: TritonServer, client: Client) ->
     class Enough(Exception):
         pass
 
-    def leave(done: int, total: int) -> None:
-        if done == 2:
+    def leave(event: Mapping[str, Any]) -> None:
+        if event["step"] == 2:
             raise Enough
 
     with pytest.raises(Enough):

@@ -1,0 +1,173 @@
+"""A server with more to do than it can: how it refuses, how it keeps deadlines, and how short jobs fare among long."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import statistics
+import time
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bench import traffic
+from bench.asking import Connections, Outcome, ask
+from bench.latencies import milliseconds, percentile
+from bench.mix import FACES, Asked, Face, Mix
+from bench.serving import accelerator_curve, fake_config, mean_rows, started
+from server.errors import ServerError
+from server.request import Value
+
+MAX_ROWS, QUEUE_LIMIT = 16, 32
+SETTLE_SECONDS = 0.05
+# Long enough to outlast what is measured beside it.
+ENDLESS_STEPS = 500
+FLOODS = (1, 16)
+TIMEOUT_MS = 350
+GUEST_STEPS, COMPANION_STEPS = 10, 50
+PROMPT = "a red circle on a blue background"
+
+
+def crowd(model: Path, accelerator: str, parts: Sequence[str], repeats: int, log: Path) -> dict[str, Any]:
+    """Those of the parts `refusal`, `deadline` and `guest` that are asked for."""
+    config = fake_config(model, accelerator_curve(accelerator), MAX_ROWS, QUEUE_LIMIT)
+    with started(config, log) as server:
+        return asyncio.run(_parts(server.grpc_url, parts, repeats))
+
+
+async def _parts(url: str, parts: Sequence[str], repeats: int) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    async with Connections(url) as connections:
+        await traffic.closed_loop(Mix(steps=(2,)).requests(16), 4, lambda asked, due: ask(connections, asked, due))
+        if "refusal" in parts:
+            found["refusal"] = await refusals(connections, 5 * repeats)
+        if "deadline" in parts:
+            found["deadline"] = await deadlines(connections, repeats)
+        if "guest" in parts:
+            found["guest"] = await guests(connections, repeats)
+    return found
+
+
+def _asked(number: int, steps: int, face: Face = "unary", images: int = 1, **fields: Value) -> Asked:
+    kind = (steps, "euler", 7.5, 128, images)
+    every: dict[str, Value] = {"prompt": PROMPT, "num_inference_steps": steps, "seed": number, "num_images": images}
+    return Asked(number, {**every, "sampler": "euler", "request_id": f"crowd-{number}", **fields}, kind, face)
+
+
+@contextlib.asynccontextmanager
+async def _busy(connections: Connections, requests: Sequence[Asked]) -> AsyncIterator[None]:
+    """A server that works on these until the block ends, where their clients leave."""
+    tasks = [asyncio.create_task(connections[asked.number].generate(**asked.fields)) for asked in requests]
+    await asyncio.sleep(SETTLE_SECONDS)
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        await asyncio.sleep(4 * SETTLE_SECONDS)
+
+
+async def refusals(connections: Connections, count: int) -> dict[str, Any]:
+    """Milliseconds until a request is refused, and the share that is told when to try again."""
+    half = [_asked(1, ENDLESS_STEPS, images=16, client_id="first", priority=10)]
+    full = [*half, _asked(2, ENDLESS_STEPS, images=16, client_id="second", priority=10)]
+    found = {}
+    async with _busy(connections, full):
+        found["full"] = await _flood(connections, count)
+    async with _busy(connections, half):
+        found["deadline_too_near_for_the_queue"] = await _flood(connections, count, timeout_ms=2000)
+    found["deadline_too_near_alone"] = await _flood(connections, count, timeout_ms=50)
+    return found
+
+
+async def _flood(connections: Connections, count: int, timeout_ms: int = 0) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for face in FACES:
+        for concurrency in FLOODS:
+            requests = (_asked(10 + n, 50, face, client_id="late", timeout_ms=timeout_ms) for n in range(count))
+            outcomes = await traffic.closed_loop(requests, concurrency, lambda asked, due: ask(connections, asked, due))
+            found[f"{face}, {concurrency} at a time"] = _refused(outcomes)
+    return found
+
+
+def _refused(outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """
+    Raises:
+        ServerError: one of them was not refused.
+    """
+    other = [outcome for outcome in outcomes if outcome.status != "refused"]
+    if other:
+        raise ServerError(f"a request that was to be refused ended as {other[0].status}: {other[0].message}")
+    told = sum("retry after" in outcome.message for outcome in outcomes) / len(outcomes)
+    words = outcomes[-1].message
+    return {**milliseconds([o.seconds for o in outcomes]), "told_when_to_retry": told, "words": words}
+
+
+async def deadlines(connections: Connections, repeats: int) -> dict[str, Any]:
+    """Milliseconds from the end of `timeout_ms` to the answer, of requests that were let in and then overtaken."""
+    late: dict[str, list[float]] = {"running": [], "waiting": []}
+    urgent = [_asked(n, COMPANION_STEPS, priority=10) for n in range(1, 9)]
+    short = [_asked(n, 4, priority=10) for n in range(1, 9)]
+    for _ in range(repeats):
+        # It has begun when the others come, and gets no row from then on.
+        begun = asyncio.create_task(ask(connections, _asked(20, 20, timeout_ms=TIMEOUT_MS)))
+        await asyncio.sleep(SETTLE_SECONDS)
+        async with _busy(connections, urgent):
+            late["running"].append(_lateness(await begun))
+        # Short ones fill the calls, and before they are done the others come.
+        async with _busy(connections, short):
+            begun = asyncio.create_task(ask(connections, _asked(21, 4, timeout_ms=TIMEOUT_MS)))
+            async with _busy(connections, urgent):
+                late["waiting"].append(_lateness(await begun))
+    return {name: milliseconds(seconds) for name, seconds in late.items()}
+
+
+def _lateness(outcome: Outcome) -> float:
+    if outcome.status != "expired":
+        raise ServerError(f"a request that was to expire ended as {outcome.status}: {outcome.message}")
+    return outcome.ended - outcome.sent - TIMEOUT_MS / 1000
+
+
+async def guests(connections: Connections, repeats: int) -> dict[str, Any]:
+    """A short job among long ones that fill every call: its time over its time alone."""
+    alone = statistics.median([(await _answered(connections, n, GUEST_STEPS)).seconds for n in range(10)])
+    stopping = asyncio.Event()
+    served: list[Outcome] = []
+
+    async def companion(number: int) -> None:
+        while not stopping.is_set():
+            served.append(await _answered(connections, number, COMPANION_STEPS))
+
+    companions = [asyncio.create_task(companion(100 + n)) for n in range(MAX_ROWS // 2)]
+    await asyncio.sleep(1.0)
+    draw = random.Random(0)
+    times = []
+    for turn in range(repeats):
+        await asyncio.sleep(draw.uniform(0, 0.3))
+        times.append((await _answered(connections, 200 + turn, GUEST_STEPS)).seconds)
+    stopping.set()
+    await asyncio.gather(*companions)
+    ratios = [seconds / alone for seconds in times]
+    return {
+        "alone_ms": round(1e3 * alone, 3),
+        "ratio": {
+            "median": round(statistics.median(ratios), 3),
+            "p95": round(percentile(ratios, 0.95), 3),
+            "worst": round(max(ratios), 3),
+        },
+        "companion_ms": milliseconds([outcome.seconds for outcome in served]),
+        "companions_rows_per_call": round(mean_rows([outcome.timing for outcome in served]) or 0.0, 2),
+    }
+
+
+async def _answered(connections: Connections, number: int, steps: int) -> Outcome:
+    begun = time.monotonic()
+    outcome = await ask(connections, _asked(number, steps), begun)
+    if outcome.status != "ok":
+        raise ServerError(f"a request of {steps} steps ended as {outcome.status}: {outcome.message}")
+    return outcome

@@ -1,0 +1,120 @@
+"""What Triton and the models around the service add to a request, over the same service in this process."""
+
+from __future__ import annotations
+
+import queue
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bench.latencies import milliseconds, percentile
+from bench.serving import fake_config, started
+from server.client import Client
+from server.config import ServerConfig
+from server.errors import ServerError
+from server.pipeline import open_pipeline
+from server.request import Value
+from server.service import Service
+
+STEPS = (1, 2, 3, 4)
+WARM_UP = 20
+PROMPT = "a red circle on a blue background"
+Way: TypeAlias = Callable[[Mapping[str, Value]], object]
+
+
+class Mailbox:
+    """A sink from which the answer is taken."""
+
+    def __init__(self) -> None:
+        self._answers: queue.SimpleQueue[ServerError | None] = queue.SimpleQueue()
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        """Nobody asks for it."""
+
+    def preview(self, event: Mapping[str, Any], data: bytes) -> None:
+        """Nobody asks for it."""
+
+    def image(self, event: Mapping[str, Any], data: bytes) -> None:
+        """Nobody asks for it."""
+
+    def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
+        self._answers.put(None)
+
+    def fail(self, error: ServerError) -> None:
+        self._answers.put(error)
+
+    def wait(self) -> None:
+        """Until the answer is there.
+
+        Raises:
+            ServerError: it is an error.
+        """
+        error = self._answers.get()
+        if error is not None:
+            raise error
+
+
+class InProcess:
+    """The service alone; a context manager."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._service = Service(open_pipeline(config), config)
+
+    def __enter__(self) -> InProcess:
+        self._service.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._service.close()
+
+    def ask(self, fields: Mapping[str, Value]) -> None:
+        mailbox = Mailbox()
+        self._service.submit({name: [value] for name, value in fields.items()}, mailbox)
+        mailbox.wait()
+
+
+def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
+    """Latency in process, of the unary model and of the stream, asked in turn; milliseconds.
+
+    Calls of the UNet take next to no time, so that what is left is the host's.
+    """
+    config = fake_config(model, ())
+    with InProcess(config) as alone, started(config, log) as server, Client(server.grpc_url) as client:
+        ways: dict[str, Way] = {
+            "in_process": alone.ask,
+            "unary": lambda fields: client.generate(**fields),
+            "stream": lambda fields: client.stream(None, None, None, **fields),
+        }
+        seconds = in_turn(ways, repeats)
+    pooled = {way: [s for steps in STEPS for s in seconds[way][steps]] for way in ways}
+    return {
+        "added_ms": {way: added(pooled[way], pooled["in_process"]) for way in ("unary", "stream")},
+        "latency_ms": {way: milliseconds(values) for way, values in pooled.items()},
+        "p50_ms_by_steps": {
+            way: {str(steps): round(1e3 * statistics.median(s), 3) for steps, s in values.items()}
+            for way, values in seconds.items()
+        },
+    }
+
+
+def in_turn(ways: Mapping[str, Way], repeats: int) -> dict[str, dict[int, list[float]]]:
+    """Seconds by way and step count; whatever else the machine does meets all ways alike."""
+    seconds: dict[str, dict[int, list[float]]] = {way: {steps: [] for steps in STEPS} for way in ways}
+    for turn in range(-WARM_UP, repeats):
+        for steps in STEPS:
+            fields: dict[str, Value] = {"prompt": PROMPT, "num_inference_steps": steps, "seed": turn + WARM_UP}
+            for way, ask in ways.items():
+                begun = time.perf_counter()
+                ask(fields)
+                if turn >= 0:
+                    seconds[way][steps].append(time.perf_counter() - begun)
+    return seconds
+
+
+def added(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
+    """By how much percentiles differ, and the median difference of requests asked one after the other."""
+    pairs = statistics.median(one - other for one, other in zip(ours, theirs, strict=True))
+    found = {f"p{100 * share:g}": percentile(ours, share) - percentile(theirs, share) for share in (0.5, 0.99)}
+    return {name: round(1e3 * value, 3) for name, value in {**found, "median_of_pairs": pairs}.items()}

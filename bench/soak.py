@@ -1,0 +1,188 @@
+"""Thousands of mixed requests, a share of them cancelled or malformed, on a server that is killed on the way.
+
+Every request must be answered exactly once, or its connection closed; and a server that has become idle must hold no
+more than it did when it was warm. Exit code 0 only if both are so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bench import leaks, scrape, tally, traffic
+from bench.asking import Connections, Outcome, ask
+from bench.latencies import milliseconds
+from bench.mix import FACES, Asked, Mix
+from bench.serving import fake_config
+from bench.supervised import SupervisedServer
+from server.async_client import AsyncClient
+from server.errors import ServerError
+from server.launch import SHARED_MEMORY
+from server.repository import STREAM
+from server.request import Value
+
+# Quicker than any device, so that what is soaked is the host.
+STEP_SECONDS = ((2, 0.002), (16, 0.006))
+MIX = Mix(
+    steps=(1, 2, 4, 8, 12),
+    samplers=("euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde", "ddim", "heun", "unipc", "lms"),
+    guidance=(1.0, 7.5),
+    sizes=(128, 192),
+    images=(1, 1, 1, 2),
+    formats=("png", "jpeg", "webp", "raw"),
+    faces=FACES,
+    clients=8,
+    leave_within=0.4,
+    timeouts_ms=(*(0,) * 19, 150),
+    preview_interval=2,
+    name="soak",
+)
+WITNESS: dict[str, Value] = {"prompt": "a red circle on a blue background", "seed": 1, "num_inference_steps": 3}
+# A client whose connection broke tries again after so long.
+BACK_OFF_SECONDS = 1.0
+IDLE_SECONDS = 20.0
+DRAIN_SECONDS = 10.0
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
+    parser.add_argument("--requests", type=int, default=10_000)
+    parser.add_argument("--concurrency", type=int, default=32, help="requests open at a time")
+    parser.add_argument("--kills", type=int, default=2, help="how often the stream's process is killed on the way")
+    parser.add_argument("--samples", type=int, default=24, help="how often all clients pause to see what is held")
+    parser.add_argument("--cancel-share", type=float, default=0.2, help="of the requests, 0 to 1")
+    parser.add_argument("--malformed-share", type=float, default=0.05, help="of the requests, 0 to 1")
+    parser.add_argument("--limit", type=float, default=60.0, help="seconds; later answers count as lost")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, default=Path("out/soak.log"), help="file for the server's messages")
+
+
+@dataclass
+class Soak:
+    """What has happened so far."""
+
+    server: SupervisedServer
+    limit: float
+    outcomes: list[Outcome] = field(default_factory=list)
+    samples: list[leaks.Sample] = field(default_factory=list)
+    kills: int = 0
+    complaints: list[str] = field(default_factory=list)
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """What became of the requests and of the server; `failures` is empty when all is well.
+
+    Raises:
+        ServerError: options that make no soak, or a server that does not come up.
+    """
+    if min(options.requests, options.concurrency, options.samples) < 1 or options.kills < 0:
+        raise ServerError("--requests, --concurrency and --samples must be at least 1, --kills at least 0")
+    config = fake_config(options.model, STEP_SECONDS)
+    begun = time.monotonic()
+    with SupervisedServer(config, options.log) as server:
+        soak = Soak(server, options.limit)
+        asyncio.run(_soaked(soak, options))
+    if server.drain_seconds > DRAIN_SECONDS:
+        soak.complaints.append(f"the server took {server.drain_seconds:.1f} s to stop: a request was still open")
+    if left := list(SHARED_MEMORY.glob(f"{server.server.prefix.rpartition('-')[0]}-*")):
+        soak.complaints.append(f"shared memory was left behind: {', '.join(path.name for path in left)}")
+    return _report(soak, options, time.monotonic() - begun)
+
+
+async def _soaked(soak: Soak, options: argparse.Namespace) -> None:
+    mix = replace(MIX, cancel_share=options.cancel_share, malformed_share=options.malformed_share, seed=options.seed)
+    first = await _witness(soak)
+    requests = mix.requests(options.requests)
+    size = -(-options.requests // options.samples)
+    # Early, so that most requests are served by one process, whose growth then shows.
+    kills = {1 + n * max(1, options.samples // 8) for n in range(options.kills)}
+    part = 0
+    while batch := list(islice(requests, size)):
+        await _part(soak, batch, options.concurrency, kill=part in kills)
+        part += 1
+    if await _witness(soak) != first:
+        soak.complaints.append("the same request gave another picture at the end than at the beginning")
+
+
+async def _witness(soak: Soak) -> list[bytes]:
+    """What a certain request gives."""
+    async with AsyncClient(soak.server.server.grpc_url) as client:
+        return (await client.generate(**WITNESS, output_format="raw")).images
+
+
+async def _part(soak: Soak, batch: Sequence[Asked], concurrency: int, *, kill: bool) -> None:
+    """Send some of the requests, killing the stream in the middle of them or not; then see what the server holds."""
+    async with Connections(soak.server.server.grpc_url) as connections:
+        sent = 0
+
+        async def send(asked: Asked, intended: float) -> Outcome:
+            nonlocal sent
+            sent += 1
+            if kill and sent == len(batch) // 3 + 1:
+                soak.kills += 1
+                soak.server.kill(STREAM)
+            outcome = await ask(connections, asked, intended, soak.limit)
+            if outcome.status == "disconnected":
+                await asyncio.sleep(BACK_OFF_SECONDS)
+            return outcome
+
+        soak.outcomes += await traffic.closed_loop(iter(batch), concurrency, send)
+        if kill:
+            await asyncio.to_thread(soak.server.wait_ready, soak.kills + 1)
+        jobs = await _until_idle(soak.server.server.metrics_url)
+        if any(jobs.values()):
+            soak.complaints.append(f"{jobs} {IDLE_SECONDS:.0f} s after the last of {len(soak.outcomes)} requests ended")
+        soak.samples.append(_sample(soak, jobs))
+
+
+async def _until_idle(metrics_url: str) -> dict[str, float]:
+    """Jobs that the server says it has, when there are none, or after `IDLE_SECONDS`."""
+    end = time.monotonic() + IDLE_SECONDS
+    while True:
+        # What the server says is up to two seconds old.
+        await asyncio.sleep(2.0)
+        samples = scrape.read_metrics(metrics_url)
+        jobs = {f"{name} jobs": scrape.total(samples, name) for name in ("running", "waiting")}
+        if not any(jobs.values()) or time.monotonic() > end:
+            return jobs
+
+
+def _sample(soak: Soak, jobs: dict[str, float]) -> leaks.Sample:
+    held = {**jobs, **leaks.memory_holds(soak.server.shared_memory())}
+    for name, process in soak.server.processes().items():
+        held |= leaks.process_holds(name, process.pid)
+    return leaks.Sample(soak.server.starts, len(soak.outcomes), held)
+
+
+def _report(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    outcomes = soak.outcomes
+    asked = [outcome.asked for outcome in outcomes]
+    wrong = tally.unaccounted(asked, outcomes, broken=soak.kills > 0)
+    if len(outcomes) != options.requests:
+        wrong.append(f"{options.requests} requests were to be sent, {len(outcomes)} have an outcome")
+    grown = leaks.growth(leaks.of_last_start(soak.samples))
+    failures = [*soak.complaints, *wrong, *leaks.leaks(grown)]
+    return {
+        "failures": failures[:20],
+        "failure_count": len(failures),
+        "outcomes": dict(Counter(outcome.status for outcome in outcomes)),
+        "endings": dict(Counter(one.ending for one in asked)),
+        "malformed": sum(one.malformed for one in asked),
+        "kills": soak.kills,
+        "starts": soak.server.starts,
+        "seconds_until_ready_again": [round(seconds, 2) for seconds in soak.server.down_seconds],
+        "requests_per_second": round(len(outcomes) / tally.span(outcomes), 2),
+        "latency_ms": milliseconds([o.seconds for o in outcomes if o.status == "ok"]),
+        "drain_seconds": round(soak.server.drain_seconds, 2),
+        "held_after_warm_up": grown,
+        "seconds": round(seconds, 1),
+        "failures_by_words": tally.messages(outcomes),
+        "settings": {"requests": options.requests, "concurrency": options.concurrency, "seed": options.seed},
+    }

@@ -1,0 +1,82 @@
+"""The figures' targets, and one short run of everything on a real server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.latency import PARTS, targets
+from bench.overhead import added
+from bench.placement import IN_PROCESS, Seconds, summary
+
+
+def test_what_is_added_is_the_difference_of_percentiles() -> None:
+    theirs = [0.010 + 0.001 * n for n in range(10)]
+    ours = [seconds + 0.002 for seconds in theirs]
+    assert added(ours, theirs) == {"p50": 2.0, "p99": 2.0, "median_of_pairs": 2.0}
+
+
+def test_targets_are_compared() -> None:
+    found = {
+        "overhead": {"added_ms": {"unary": {"p50": 1.5}}},
+        "cancel": {"step_ms": 11.5, "freed_ms": {"stream": {"p99": 61.0}, "id": {"p99": 62.0}}},
+        "refusal": {"full": {"unary, 1 at a time": {"p99": 11.0}}},
+        "guest": {"ratio": {"median": 1.2, "worst": 1.6}},
+    }
+    met = {name: figures["met"] for name, figures in targets(found).items()}
+    assert list(met.values()) == [True, True, False, False, True, False]
+    assert targets({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [(["--parts", "guest,ghost"], "--parts has ghost"), (["--repeats", "0"], "give at least 1")],
+)
+def test_bad_options_are_told_in_a_sentence(texts: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["latency", *texts]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_placements_are_compared_with_all_in_process() -> None:
+    own = Seconds(image=[0.1, 0.2, 0.3], before=[0.01] * 3, step=[0.005] * 3, after=[0.02] * 3)
+    moved = Seconds(image=[0.3] * 3, before=[0.02] * 3, step=[0.006] * 3, after=[0.02] * 3)
+    found = summary({IN_PROCESS: own, "unet": moved})
+    assert found["unet"] == {
+        "request_ms": 300.0,
+        "step_ms": 6.0,
+        "before_first_step_ms": 20.0,
+        "decode_ms": 20.0,
+        "request_ratio": 1.5,
+        "step_ratio": 1.2,
+    }
+    assert found[IN_PROCESS]["request_ratio"] == 1.0
+
+
+@pytest.mark.triton
+def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
+    result = tmp_path / "latency.json"
+    model = ["--model", str(fake_export), "--log", str(tmp_path / "log"), "--json", str(result)]
+    assert main(["latency", "--repeats", "2", *model]) == 0
+    found = json.loads(result.read_text())
+    assert set(PARTS) <= set(found)
+    assert 0 < found["overhead"]["added_ms"]["unary"]["p50"] < 50
+    assert all(figures["count"] == 2 for figures in found["cancel"]["freed_ms"].values())
+    assert all(0 <= figures["p50"] < 500 for figures in found["deadline"].values())
+    for flood in found["refusal"]["full"].values():
+        assert flood["told_when_to_retry"] == 1.0
+    assert found["guest"]["companions_rows_per_call"] > 8
+    assert len(found["targets"]) == 1 + 3 + 12 + 2 + 2
+
+
+@pytest.mark.triton
+def test_a_short_run_of_all_placements(fake_export: Path, tmp_path: Path) -> None:
+    result = tmp_path / "placement.json"
+    options = ["--provider", "fake", "--repeats", "2", "--images", "1", "--steps", "2"]
+    model = ["--model", str(fake_export), "--out", str(tmp_path), "--json", str(result)]
+    assert main(["placement", *options, *model]) == 0
+    found = json.loads(result.read_text())["images_per_request"]["1"]
+    assert set(found) == {"in_process", "text_encoder", "unet", "vae_decoder"}
+    assert found["unet"]["step_ms"] > found["in_process"]["step_ms"]
