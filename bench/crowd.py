@@ -16,7 +16,7 @@ from bench.asking import Connections, Outcome, ask
 from bench.latencies import milliseconds, percentile
 from bench.mix import FACES, Asked, Face, Mix
 from bench.serving import accelerator_curve, fake_config, mean_rows, started
-from server.errors import ServerError
+from server.errors import Cancelled, NotFound, ServerError
 from server.request import Value
 
 MAX_ROWS, QUEUE_LIMIT = 16, 32
@@ -57,19 +57,19 @@ def _asked(number: int, steps: int, face: Face = "unary", images: int = 1, **fie
 
 @contextlib.asynccontextmanager
 async def _busy(connections: Connections, requests: Sequence[Asked]) -> AsyncIterator[None]:
-    """A server that works on these until the block ends, where their clients leave."""
+    """A server that works on these until the block ends, where they are cancelled."""
     tasks = [asyncio.create_task(connections[asked.number].generate(**asked.fields)) for asked in requests]
     await asyncio.sleep(SETTLE_SECONDS)
     try:
         yield
     finally:
+        for asked in requests:
+            with contextlib.suppress(NotFound):
+                await connections[asked.number].cancel(str(asked.fields["request_id"]))
         for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-        for task in tasks:
-            if not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-        await asyncio.sleep(4 * SETTLE_SECONDS)
+            with contextlib.suppress(Cancelled):
+                await task
+        await asyncio.sleep(SETTLE_SECONDS)
 
 
 async def refusals(connections: Connections, count: int) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def _refused(outcomes: Sequence[Outcome]) -> dict[str, Any]:
 async def deadlines(connections: Connections, repeats: int) -> dict[str, Any]:
     """Milliseconds from the end of `timeout_ms` to the answer, of requests that were let in and then overtaken."""
     late: dict[str, list[float]] = {"running": [], "waiting": []}
-    urgent = [_asked(n, COMPANION_STEPS, priority=10) for n in range(1, 9)]
+    urgent = [_asked(n, COMPANION_STEPS, priority=10) for n in range(11, 19)]
     short = [_asked(n, 4, priority=10) for n in range(1, 9)]
     for _ in range(repeats):
         # It has begun when the others come, and gets no row from then on.
@@ -122,6 +122,7 @@ async def deadlines(connections: Connections, repeats: int) -> dict[str, Any]:
         # Short ones fill the calls, and before they are done the others come.
         async with _busy(connections, short):
             begun = asyncio.create_task(ask(connections, _asked(21, 4, timeout_ms=TIMEOUT_MS)))
+            await asyncio.sleep(SETTLE_SECONDS / 4)
             async with _busy(connections, urgent):
                 late["waiting"].append(_lateness(await begun))
     return {name: milliseconds(seconds) for name, seconds in late.items()}

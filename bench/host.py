@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from bench.turns import turns
 from server.conditioning import Condition
 from server.job import Batch, Job
 from server.levels import Choice
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             kind: updates[f"{kind}, mixed"]["total"] - updates[f"{kind}, euler"]["total"]
             for kind in ("guided", "unguided")
         },
+        **turns(trained),
         "settings": {"rows": options.rows, "latent": [4, SIDE, SIDE], "steps": STEPS, "repeats": options.repeats},
     }
 

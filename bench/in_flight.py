@@ -45,6 +45,9 @@ class Watch:
     def ended(self, job: Job) -> None:
         self._admission.backlog.change(job.due, -(job.calls - job.step_index) * job.seconds, -1)
 
+    def broke(self) -> None:
+        """A fake device does not."""
+
 
 class InFlight:
     """Step-level batching: every turn is one UNet call.

@@ -23,6 +23,8 @@ from server.errors import ServerError
 
 PROMPT = "a red circle on a blue background"
 WARM_UP_SEED = 1_000_003
+# By which the server's metrics lag behind.
+METRICS_SECONDS = 2.0
 Item = TypeVar("Item")
 
 
@@ -158,13 +160,21 @@ async def measured(address: Address, mix: Mix, load: Load) -> dict[str, Any]:
         calm = replace(mix, cancel_share=0.0, malformed_share=0.0, timeouts_ms=(0,), seed=WARM_UP_SEED, name="warm-up")
         await traffic.closed_loop(calm.requests(load.warm_up), load.concurrency or 16, send)
         alone = {kind: await latency_alone(connections, kind, mix.faces[0], load) for kind in mix.kinds}
-        before = scrape.read_metrics(address.metrics) if address.metrics else None
+        before = await counted(address)
         outcomes = await sent(mix, load, send)
-        after = scrape.read_metrics(address.metrics) if address.metrics else None
+        after = await counted(address)
     figures = report_of(outcomes, alone)
     if before is not None and after is not None:
         figures["server_counted"] = scrape.grown(before, after)
     return {**figures, "settings": {"mix": asdict(mix), "load": asdict(load)}}
+
+
+async def counted(address: Address) -> dict[str, float] | None:
+    """The server's metrics once they are up to date, where they can be read."""
+    if address.metrics is None:
+        return None
+    await asyncio.sleep(METRICS_SECONDS)
+    return scrape.read_metrics(address.metrics)
 
 
 async def latency_alone(connections: Connections, kind: Kind, face: Face, load: Load) -> float:

@@ -89,6 +89,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with SupervisedServer(config, options.log) as server:
         soak = Soak(server, options.limit)
         asyncio.run(_soaked(soak, options))
+    if server.starts != soak.kills + 1:
+        soak.complaints.append(f"the server was killed {soak.kills} times but started {server.starts} times")
     if server.drain_seconds > DRAIN_SECONDS:
         soak.complaints.append(f"the server took {server.drain_seconds:.1f} s to stop: a request was still open")
     if left := list(SHARED_MEMORY.glob(f"{server.server.prefix.rpartition('-')[0]}-*")):

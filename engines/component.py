@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import numpy.typing as npt
 
 from engines.errors import ArtefactError, FeedError
@@ -91,6 +92,15 @@ class Component:
         for spec in self.inputs:
             spec.bind(feeds[spec.name], bound)
         return bound
+
+    def zeros(self, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
+        """Feeds of nothing, for a first call.
+
+        Args:
+            sizes: of every symbol.
+        """
+        shapes = {spec: tuple(resolve(dim, sizes) for dim in spec.shape) for spec in self.inputs}
+        return {spec.name: np.zeros(shape, spec.dtype) for spec, shape in shapes.items()}
 
 
 @dataclass(frozen=True, slots=True)

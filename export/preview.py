@@ -64,12 +64,12 @@ def fit_projection(latents: Floats, colours: Floats) -> Projection:
     x, y = (
         values.transpose(0, 2, 3, 1).reshape(-1, values.shape[1]).astype(np.float64) for values in (latents, colours)
     )
+    if not np.isfinite(x).all() or (x == x[0]).all():
+        raise ExportError("the VAE encoder gives no usable latents of pictures; download the checkpoint again")
     mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
     x, y = x - mean_x, y - mean_y
     covariance = x.T @ x / len(x)
     variance = float(np.trace(covariance)) / len(covariance)
-    if not 0 < variance < np.inf:
-        raise ExportError("the VAE encoder gives no usable latents of pictures; download the checkpoint again")
     matrix = np.linalg.solve(covariance + RIDGE * variance * np.eye(len(covariance)), x.T @ y / len(x))
     unexplained = np.square(y - x @ matrix).sum() / np.square(y).sum()
     bias = mean_y - mean_x @ matrix

@@ -136,16 +136,17 @@ class Admission:
     def _check_deadline(self, request: Request, cost: Cost) -> None:
         if not request.timeout_ms:
             return
-        allowed = request.timeout_ms / 1000
-        due = self._clock() + min(allowed, cost.alone)
-        needed = self.predict(due, cost.seconds * request.num_images, cost)
+        allowed, images = request.timeout_ms / 1000, request.num_images
+        needed = self.predict(self._urgency.last_due(request, cost.seconds, cost.alone), images, cost)
         if needed <= allowed:
             return
-        alone = cost.alone + self.decode_seconds
+        alone = self._needed((0.0, 0), 0, images, cost)
         if alone > allowed:
+            what = "an image" if images == 1 else f"{images} images"
             raise Overloaded(
-                f"timeout_ms is {request.timeout_ms}, but an image of {cost.calls} UNet calls takes about "
-                f"{1000 * alone:.0f} ms even alone; allow more time, or ask for fewer steps"
+                f"timeout_ms is {request.timeout_ms}, but {what} of {cost.calls} UNet calls "
+                f"{'takes' if images == 1 else 'take'} about {1000 * alone:.0f} ms even alone; allow more time, or ask "
+                "for fewer steps"
             )
         raise Overloaded(
             f"timeout_ms is {request.timeout_ms}, but the images would be done in about {1000 * needed:.0f} ms; allow "
@@ -153,8 +154,20 @@ class Admission:
             math.ceil(1000 * (needed - allowed)),
         )
 
-    def predict(self, due: float, seconds: float, cost: Cost) -> float:
-        """Seconds from now until work that is due then, and takes so many seconds of the server, would be done."""
-        ahead, jobs = self.backlog.ahead(due)
-        in_company = cost.alone + (cost.full - cost.alone) * min(1.0, jobs / cost.places)
-        return max(ahead + seconds, in_company) + self.decode_seconds
+    def predict(self, due: float, images: int, cost: Cost) -> float:
+        """Seconds from now until so many images, the last of which is due then, would be done.
+
+        What comes later is not foreseen; it may overtake what is not due yet.
+        """
+        return self._needed(self.backlog.ahead(due), self.backlog.total()[1], images, cost)
+
+    def _needed(self, ahead: tuple[float, int], jobs: int, images: int, cost: Cost) -> float:
+        """As `predict`, with (seconds, jobs) that are due earlier, and jobs in all."""
+        company = (jobs + images - 1) / max(1.0, cost.places - 1)
+        running = cost.alone + max(0.0, cost.full - cost.alone) * min(1.0, company)
+        seconds, earlier = ahead
+        # While a call has places free, nobody waits for what is due earlier.
+        if (waiting := earlier + images - int(cost.places)) > 0:
+            share = min(1.0, waiting / earlier) if earlier else 0.0
+            running = max(seconds + images * cost.seconds, seconds * share + running)
+        return running + self.decode_seconds

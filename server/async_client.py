@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -19,8 +20,12 @@ from server.repository import FACE, STREAM
 from server.request import CANCEL, Value
 
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
-# gRPC's own words in the debug text of a status that came over the wire.
-FROM_SERVER = "received from peer"
+# gRPC gives a broken connection the code that a server which refuses has, and other words.
+BROKEN = re.compile(
+    r"failed to connect|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|goaway|"
+    r"(recv|send)msg|keepalive|endpoint clos|transport clos",
+    re.IGNORECASE,
+)
 CHANNEL = (
     # Without a pool of its own, a client would share the connection of every other client of the same address.
     ("grpc.use_local_subchannel_pool", 1),
@@ -99,11 +104,13 @@ class AsyncClient:
 
         async def asked() -> AsyncIterator[dict[str, Any]]:
             yield {"model_name": STREAM, "inputs": tensors}
+            # Triton 2.51.0 crashes when it answers with an error on a stream whose client has said that it is done.
+            await over.wait()
 
         tensors = input_tensors(fields)
+        over, answered = asyncio.Event(), False
         # Without the header a stream tells no status codes.
         answers = self._client.stream_infer(asked(), headers=STATUS_ON_STREAMS)
-        answered = False
         try:
             with _translating():
                 async for answer, error in answers:
@@ -112,9 +119,12 @@ class AsyncClient:
                     if answered:
                         raise ServerError("the stream went on after its answer")
                     event = _event(answer)
-                    answered = event.kind == "result"
+                    if event.kind == "result":
+                        answered = True
+                        over.set()
                     yield event
         finally:
+            over.set()
             answers.cancel()
         if not answered:
             raise ServerError("the stream ended without an answer")
@@ -143,10 +153,10 @@ def _translating() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _translated(error.code().name, error.details(), error.debug_error_string()) from None
+        raise _translated(error.code().name, error.details()) from None
     except InferenceServerException as error:
         status = str(error.status() or "").removeprefix("StatusCode.")
-        raise _translated(status, error.message(), error.debug_details()) from None
+        raise _translated(status, error.message()) from None
     except asyncio.CancelledError:
         # gRPC says the same when the client was closed as when the task was cancelled.
         task = asyncio.current_task()
@@ -155,7 +165,7 @@ def _translating() -> Iterator[None]:
         raise Disconnected("the connection was closed before there was an answer") from None
 
 
-def _translated(status: str, message: str, details: object) -> ServerError:
-    if status == "UNAVAILABLE" and FROM_SERVER not in str(details):
+def _translated(status: str, message: str) -> ServerError:
+    if status == "UNAVAILABLE" and BROKEN.search(message):
         return Disconnected(f"{message} (is the server running, and is the address right?)")
     return ERRORS.get(status, ServerError)(message)

@@ -39,7 +39,7 @@ class Backlog:
             entry[0] += seconds
             entry[1] += jobs
             # Work is only rounding errors where no jobs are left.
-            if jobs < 0 and entry[1] <= 0:
+            if jobs <= 0 and entry[1] <= 0:
                 del bins[key]
 
     def ahead(self, due: float) -> tuple[float, int]:

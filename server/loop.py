@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2
 # A job that was part of so many failed calls goes on alone, so that it can harm nobody but itself.
 FAILURES_IN_COMPANY = 3
+# When so many calls in a row have failed, it is not the jobs: the engine is broken.
+FAILURES_IN_A_ROW = 20
 Finished = Callable[[Job, Array, float], None]
 
 
@@ -42,6 +44,9 @@ class Watcher(Protocol):
 
     def ended(self, job: Job) -> None:
         """A job has finished, or was ended before."""
+
+    def broke(self) -> None:
+        """`FAILURES_IN_A_ROW` calls have failed without one that has not; told again by every further one."""
 
 
 class DenoiseLoop:
@@ -75,6 +80,7 @@ class DenoiseLoop:
         self._states: dict[Bucket, BucketState] = {}
         self._noise_drawer = ThreadPoolExecutor(1, "noise")
         self._closing = False
+        self._failures = 0
         self._thread = threading.Thread(target=self._run, name="denoise", daemon=True)
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -133,6 +139,8 @@ class DenoiseLoop:
             logger.exception("a UNet call of %d rows failed", batch.size)
             self._suspect(batch, batch.jobs, f"the UNet call failed: {error}")
             return True
+        if len(broken) < len(batch.jobs):
+            self._failures = 0
         if broken:
             self._suspect(batch, broken, "the UNet's output is not finite: it overflowed; try other settings")
         healthy = [job for job in batch.jobs if job not in broken]
@@ -197,6 +205,9 @@ class DenoiseLoop:
 
     def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
         """Try each job of a failed call once more without the others; who fails alone is at fault."""
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            self._watcher.broke()
         alone = len(batch.jobs) == 1
         self._watcher.failed(jobs, retried=not alone)
         for job in jobs:

@@ -51,6 +51,7 @@ class Monitor:
         max_rows: rows of one UNet call, at most.
         metrics, tracer: where to write.
         clock: seconds, the jobs' own.
+        on_broken: called when the engine gives nothing but failures.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Monitor:
         metrics: Metrics,
         tracer: Tracer | None,
         clock: Callable[[], float],
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self.metrics = metrics
         self._admission = admission
@@ -70,6 +72,7 @@ class Monitor:
         self._clock = clock
         self._cache_counts = (0, 0)
         self._max_rows = max_rows
+        self._on_broken = on_broken
         self._pipeline = pipeline
         self._previewer = Previewer(PreviewProjection(pipeline.spec), self._deliver_preview)
 
@@ -109,6 +112,9 @@ class Monitor:
         self._admission.backlog.change(job.due, -left * job.seconds, -1)
         if job.status is JobStatus.CANCELLED:
             self.metrics.count("cancelled_steps_saved_total", left)
+
+    def broke(self) -> None:
+        self._on_broken()
 
     def decoded(self, images: int, seconds: float) -> None:
         self._admission.decode_seconds = seconds

@@ -101,9 +101,9 @@ class Pipeline:
     def __init__(self, spec: PipelineSpec, folder: Path, runners: Mapping[str, Runner]) -> None:
         self.spec = spec
         self.trained = TrainedSchedule.from_config({**spec.schedule, "prediction_type": spec.prediction_type})
-        self._runners = dict(runners)
+        self.runners = dict(runners)
         tokenizer = PromptTokenizer(folder / spec.tokenizer, spec.context_length)
-        self._prompts = PromptEncoder(self._runners["text_encoder"], tokenizer)
+        self._prompts = PromptEncoder(self.runners["text_encoder"], tokenizer)
         self._table = lru_cache(TABLES_KEPT)(sampler_table)
 
     @property
@@ -166,13 +166,13 @@ class Pipeline:
 
     def denoise(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """One UNet call: (rows, c, h, w)."""
-        output: npt.NDArray[np.float32] = self._runners["unet"].infer(feeds)["out_sample"]
+        output: npt.NDArray[np.float32] = self.runners["unet"].infer(feeds)["out_sample"]
         return output
 
     def decode(self, latents: npt.NDArray[np.float32]) -> Pixels:
         """(n, c, h, w) latents to (n, 8h, 8w, 3) uint8 pixels."""
         scaled = latents / np.float32(self.spec.scaling_factor)
-        return to_pixels(self._runners["vae_decoder"].infer({"latent": scaled})["image"])
+        return to_pixels(self.runners["vae_decoder"].infer({"latent": scaled})["image"])
 
 
 def open_component(component: Component, config: ServerConfig) -> Runner:

@@ -171,14 +171,18 @@ class Reply:
 
     def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
         """Answer with these images, unless it is answered."""
-        self.result = images, metadata
-        self._answer(lambda: self._sink.finish(images, metadata))
+        self._answer(lambda: self._sink.finish(images, metadata), result=(images, metadata))
 
-    def _answer(self, send: Callable[[], None], error: ServerError | None = None) -> None:
+    def _answer(
+        self,
+        send: Callable[[], None],
+        error: ServerError | None = None,
+        result: tuple[list[bytes], Mapping[str, Any]] | None = None,
+    ) -> None:
         with self._lock:
             if self._answered:
                 return
-            self._answered, self.error = True, error
+            self._answered, self.error, self.result = True, error, result
             try:
                 send()
             finally:

@@ -12,6 +12,17 @@ from server.request import Request
 
 Answer: TypeAlias = tuple[list[bytes], Mapping[str, Any]]
 
+# What is about the way of a request only, and what it is without.
+WAY: Mapping[str, Any] = {
+    "priority": 0,
+    "timeout_ms": 0,
+    "progress_interval": 0,
+    "preview_interval": 0,
+    "partial_result": 0,
+    "client_id": "",
+    "request_id": "",
+}
+
 
 class ResponseCache:
     """The answers given last, up to so many bytes of images. Thread-safe.
@@ -33,7 +44,10 @@ class ResponseCache:
             if found is None:
                 return None
             self._answers.move_to_end(_key(request))
-        return found[0], {**found[1], "cached": True}
+        images, metadata = found
+        # Who asked first is none of the others' business.
+        own = {name: getattr(request, name) for name in WAY}
+        return images, {**metadata, "request": {**metadata.get("request", {}), **own}, "cached": True}
 
     def put(self, request: Request, answer: Answer) -> None:
         """Keep a whole answer; the oldest make room for it."""
@@ -55,8 +69,4 @@ class ResponseCache:
 
 
 def _key(request: Request) -> Request:
-    """The request without what is about its way only."""
-    return replace(
-        request, priority=0, timeout_ms=0, progress_interval=0, preview_interval=0, partial_result=0,
-        client_id="", request_id="",
-    )  # fmt: skip
+    return replace(request, **WAY)

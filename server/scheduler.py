@@ -18,6 +18,8 @@ from server.step_curve import StepCurve
 
 Keyed: TypeAlias = tuple[float, int, Job]
 
+# Deadlines that are kept before those of jobs that have ended are forgotten.
+DEADLINES_KEPT = 64
 # Jobs that have begun, for every row of a call; the latents of all of them are kept.
 BEGUN_PER_ROW = 4
 # A job with at most this share of the calls of its longest companion is a guest: large calls would stretch it most.
@@ -130,6 +132,10 @@ class Scheduler:
     def expired(self, now: float) -> list[Job]:
         """Jobs whose deadline has passed; each is told once."""
         found = []
+        # A job that ended long before its deadline would be kept until then, with its images.
+        if len(self._deadlines) > DEADLINES_KEPT + 2 * sum(map(sum, self.counts().values())):
+            self._deadlines = [keyed for keyed in self._deadlines if keyed[2].status not in FINAL]
+            heapq.heapify(self._deadlines)
         while self._deadlines and (self._deadlines[0][0] < now or self._deadlines[0][2].status in FINAL):
             job = heapq.heappop(self._deadlines)[2]
             if job.status not in FINAL:

@@ -39,6 +39,7 @@ class Service:
         metrics: where figures go.
         tracer: where spans go.
         clock: seconds.
+        on_broken: called, on the loop's thread, when the engine gives nothing but failures.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Service:
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_broken: Callable[[], None] = lambda: None,
     ) -> None:
         self._pipeline = pipeline
         self._config = config
@@ -137,6 +139,12 @@ class Service:
         if reply.give_up(Cancelled(reason)):
             self.loop.drop(reply)
 
+    def fail_all(self, error: ServerError) -> None:
+        """Refuse new requests, and answer the open ones with an error."""
+        self.stop_accepting()
+        for reply in self.open_replies():
+            reply.fail(error)
+
     def open_replies(self) -> list[Reply]:
         """The requests that are not answered yet."""
         with self._lock:
@@ -165,8 +173,7 @@ class Service:
             self._reader.join()
         self.loop.close()
         self._decoder.close()
-        for reply in self.open_replies():
-            reply.fail(Overloaded("the server stopped before the images were done; send to another one"))
+        self.fail_all(Overloaded("the server stopped before the images were done; send to another one"))
         self.monitor.close()
 
     def _closed(self, reply: Reply, keeps: bool) -> None:

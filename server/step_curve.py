@@ -7,8 +7,11 @@ from collections.abc import Sequence
 
 # A cap beyond saturation only slows everybody in the call down: this share of the best throughput is enough.
 ENOUGH = 0.95
-# Of a new measurement; slow enough that one hiccup does not move the cap.
+# Of a new measurement, in the speed of calls of any size.
 WEIGHT = 0.1
+# Of a new measurement, in what calls of its own size take besides. Much less, because a cap that moved with every slow
+# spell would stay there: sizes beyond it are not called any more, so that nothing would tell that they are quick again.
+SHAPE_WEIGHT = 0.01
 # A call that took longer than so many times what was expected is counted as that: something else held it up.
 OUTLIER = 3.0
 
@@ -65,7 +68,9 @@ class StepCurve:
         caps = self._caps
         if max_rows not in caps:
             sizes = [size for size in (self._sizes or range(2, max_rows + 1)) if 2 <= size <= max_rows] or [max_rows]
-            rates = {size: size / self.seconds(size) if self.seconds(size) else float(size) for size in sizes}
+            if not self._rows:
+                return max(sizes)
+            rates = {size: size / self.seconds(size) for size in sizes}
             best = max(rates.values())
             caps[max_rows] = min(size for size, rate in rates.items() if rate >= ENOUGH * best)
         return caps[max_rows]
@@ -76,10 +81,11 @@ class StepCurve:
             return
         expected = self._at(rows)
         if expected:
-            seconds = expected + WEIGHT * (min(seconds, OUTLIER * expected) - expected)
-        new = rows not in self._seconds
-        self._seconds[rows] = seconds
-        if new:
-            # Last, and at once: other threads read without a lock.
-            self._rows = sorted(self._seconds)
+            over = min(seconds / expected, OUTLIER) - 1
+            found = {known: value * (1 + WEIGHT * over) for known, value in self._seconds.items()}
+            self._seconds = {**found, rows: expected * (1 + (WEIGHT + SHAPE_WEIGHT) * over)}
+        else:
+            self._seconds = {rows: seconds}
+        # Last, and at once: other threads read without a lock.
+        self._rows = sorted(self._seconds)
         self._caps = {}

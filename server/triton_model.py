@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -35,6 +36,7 @@ from server.triton_io import (
     traceparent,
     values,
 )
+from server.warm_up import first_call
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,9 @@ class StreamModel:
         self._forwarded: dict[str, Reply] = {}
         metrics = Metrics()
         tracer = open_tracer(config.trace_endpoint or None)
-        self._service = Service(open_pipeline(config, TritonRunner), config, metrics, tracer)
+        self._service = Service(
+            open_pipeline(config, TritonRunner), config, metrics, tracer, on_broken=self._end_process
+        )
         self._updater = MetricsUpdater(metrics, TritonExporter(triton))
         self._updater.start()
         self._service.start()
@@ -90,6 +94,13 @@ class StreamModel:
             self._senders[reply] = sink.sender
             if forwarded_as is not None:
                 self._forwarded[forwarded_as] = reply
+
+    def _end_process(self) -> None:
+        """An engine that gives nothing but failures is not mended here: the launcher starts the server again."""
+        logger.critical("the engine is broken: this process ends")
+        self._service.fail_all(ServerError("the engine is broken and the server starts again; send again in a moment"))
+        self._outbox.close()
+        os._exit(1)
 
     def finalize(self) -> None:
         self._stopped.set()
@@ -145,8 +156,9 @@ class ComponentModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         config = deployment(args)
-        component = PipelineSpec.read(config.model).component(args["model_name"])
-        self._runner = open_component(component, config)
+        spec = PipelineSpec.read(config.model)
+        self._runner = open_component(spec.component(args["model_name"]), config)
+        first_call(self._runner, spec)
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

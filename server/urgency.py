@@ -39,12 +39,24 @@ class Urgency:
             seconds: of the whole server that it takes.
             alone: seconds that it takes when it has the server to itself.
         """
-        now = self._clock()
         if len(self._busy_until) > CLIENTS_KEPT:
+            now = self._clock()
             self._busy_until = {client: until for client, until in self._busy_until.items() if until > now}
-        arrival = max(now, self._busy_until.get(request.client_id, now))
+        arrival = self._arrival(request)
         self._busy_until[request.client_id] = arrival + seconds
-        allowed = STRETCH * alone
-        if request.timeout_ms:
-            allowed = min(allowed, request.timeout_ms / 1000)
-        return arrival + allowed - PRIORITY_SECONDS * request.priority
+        return _due(request, arrival, alone)
+
+    def last_due(self, request: Request, seconds: float, alone: float) -> float:
+        """When the last image of `request` would be due if it came now; counts nothing."""
+        return _due(request, self._arrival(request) + (request.num_images - 1) * seconds, alone)
+
+    def _arrival(self, request: Request) -> float:
+        now = self._clock()
+        return max(now, self._busy_until.get(request.client_id, now))
+
+
+def _due(request: Request, arrival: float, alone: float) -> float:
+    allowed = STRETCH * alone
+    if request.timeout_ms:
+        allowed = min(allowed, request.timeout_ms / 1000)
+    return arrival + allowed - PRIORITY_SECONDS * request.priority

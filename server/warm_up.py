@@ -6,9 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from server.conditioning import Text
+from engines.component import PipelineSpec
+from engines.runner import Runner
 from server.config import ServerConfig
 from server.pipeline import Pipeline
 from server.step_curve import StepCurve
@@ -22,8 +21,8 @@ class WarmUp:
     """What the first calls took.
 
     Attributes:
-        step_seconds: (rows, seconds) of UNet calls at the first resolution.
-        decode_seconds: of decoding one image.
+        step_seconds: (rows, seconds) of UNet calls at the first resolution; empty where the UNet is another model.
+        decode_seconds: of decoding one image; 0 where the VAE decoder is another model.
     """
 
     step_seconds: tuple[tuple[int, float], ...]
@@ -31,19 +30,41 @@ class WarmUp:
 
 
 def warm_up(pipeline: Pipeline, config: ServerConfig) -> WarmUp:
-    """Run every component once or more at the checkpoint's first resolution."""
-    height, width = pipeline.spec.resolutions[0]
-    shape = pipeline.latent_shape(height, width)
-    text = Text("", "none", 0)
-    states = pipeline.embed([text])[text].states
+    """Run the UNet at the first resolution with all numbers of rows, and the other components once.
+
+    Only those of this process: Triton lets models call one another only when all are loaded. Others warm up by
+    themselves, and their curves are learned from the first calls on.
+    """
+    here = {name: runner for name, runner in pipeline.runners.items() if runner.provider != "triton"}
+    decoder, unet = here.get("vae_decoder"), here.get("unet")
+    if "text_encoder" in here:
+        first_call(here["text_encoder"], pipeline.spec)
+    decode_seconds = first_call(decoder, pipeline.spec) if decoder else 0.0
     points = config.step_seconds
-    sizes = [2] if points else _sizes(config.max_rows, config.batch_sizes)
-    measured = [(rows, _call_seconds(pipeline, rows, shape, states)) for rows in sizes]
-    latent = np.zeros((1, *shape), np.float32)
-    pipeline.decode(latent)
-    started = time.perf_counter()
-    pipeline.decode(latent)
-    return WarmUp(points or tuple(measured), time.perf_counter() - started)
+    if unet is not None:
+        sizes = [2] if points else _sizes(config.max_rows, config.batch_sizes)
+        measured = tuple((rows, first_call(unet, pipeline.spec, rows)) for rows in sizes)
+        points = points or measured
+    return WarmUp(points, decode_seconds)
+
+
+def first_call(runner: Runner, spec: PipelineSpec, rows: int = 1) -> float:
+    """Run a component at the first resolution, and give the seconds of a call after the first."""
+    height, width = spec.resolutions[0]
+    sizes = {
+        "rows": rows,
+        "height": height // spec.downscale,
+        "width": width // spec.downscale,
+        "tokens": spec.context_length,
+    }
+    feeds = runner.component.zeros(sizes)
+    runner.infer(feeds)
+    seconds = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        runner.infer(feeds)
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)
 
 
 def _sizes(max_rows: int, batch_sizes: Sequence[int]) -> list[int]:
@@ -51,23 +72,6 @@ def _sizes(max_rows: int, batch_sizes: Sequence[int]) -> list[int]:
     if batch_sizes:
         return sorted(size for size in batch_sizes if size <= max_rows)
     return sorted({2**i for i in range(1, max_rows.bit_length()) if 2**i <= max_rows} | {max_rows})
-
-
-def _call_seconds(
-    pipeline: Pipeline, rows: int, shape: tuple[int, ...], states: np.ndarray[tuple[int, ...], np.dtype[np.float32]]
-) -> float:
-    feeds = {
-        "sample": np.zeros((rows, *shape), np.float32),
-        "timestep": np.full(rows, 500, np.float32),
-        "encoder_hidden_states": np.broadcast_to(states, (rows, *states.shape)).copy(),
-    }
-    found = []
-    pipeline.denoise(feeds)
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        pipeline.denoise(feeds)
-        found.append(time.perf_counter() - started)
-    return min(found)
 
 
 class Curves:

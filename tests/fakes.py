@@ -143,6 +143,9 @@ class DeafWatcher:
     def ended(self, job: Job) -> None:
         pass
 
+    def broke(self) -> None:
+        pass
+
 
 def trained(**changes: Any) -> TrainedSchedule:
     """Stable Diffusion's schedule, with other values for some keys of its configuration."""
@@ -161,7 +164,12 @@ def idle_table(calls: int) -> Table:
 
 
 def make_job(
-    table: Table, arrival: float = 0.0, deadline: float | None = None, context: float = 0.0, **fields: Any
+    table: Table,
+    arrival: float = 0.0,
+    deadline: float | None = None,
+    context: float = 0.0,
+    due: float = 0.0,
+    **fields: Any,
 ) -> Job:
     """The only job of its own request; `context` tells its embeddings from those of other jobs."""
     request = make_request(**fields)
@@ -170,7 +178,7 @@ def make_job(
     condition = Condition((positive,), negative, (request.guidance_scale,))
     work = Work(table, TorchGenerator(request.seed), (condition,) * table.calls, condition.rows)
     reply = FakeReply(request)
-    job = Job(request, 0, work, reply, arrival, deadline=deadline)
+    job = Job(request, 0, work, reply, arrival, due, deadline)
     reply.jobs = (job,)
     return job
 

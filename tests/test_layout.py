@@ -71,6 +71,7 @@ NUMERIC = (
 # answered, and for libraries that raise bare exceptions of their own; each file says which it is.
 CATCH_ALL = {
     "export/checkpoint.py",  # loaders of diffusers, transformers and the hub raise whatever they meet
+    "bench/supervised.py",  # whatever ends the supervisor's thread is told
     "engines/ort_runner.py",  # ONNX Runtime's pybind exceptions share no base below Exception
     "server/tokenizer.py",  # the tokenizers library raises bare Exception
     "server/launch.py",  # stops the child process on every way out, then raises again

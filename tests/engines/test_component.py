@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,16 @@ import numpy as np
 import pytest
 
 from engines.catalog import Widths, text_to_image_components
-from engines.component import FORMAT, PIPELINE_FILE, Component, PipelineSpec, TensorSpec, file_sha256, resolve
+from engines.component import (
+    FORMAT,
+    PIPELINE_FILE,
+    Component,
+    PipelineSpec,
+    Projection,
+    TensorSpec,
+    file_sha256,
+    resolve,
+)
 from engines.errors import ArtefactError, EngineError, FeedError, ProviderError
 
 IMAGE = TensorSpec("image", "float32", ("rows", 3, "8*height", "8*width"))
@@ -42,6 +51,9 @@ def pipeline_spec() -> PipelineSpec:
         context_length=77,
         text_layers=12,
         components=components,
+        preview=Projection(
+            ((0.1, -0.2, 0.3), (1.5, 0.0, -2.0), (0.25, 0.5, 0.75), (4.0, 5.0, 6.0)), (0.0, 1.0, -1.0), 0.9
+        ),
     )
 
 
@@ -115,6 +127,14 @@ def test_pipeline_spec_reads_what_it_wrote(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [PIPELINE_FILE]
 
 
+def test_a_pipeline_made_by_hand_has_a_grey_preview(tmp_path: Path) -> None:
+    fields = {name: getattr(pipeline_spec(), name) for name in PipelineSpec.__slots__ if name != "preview"}
+    spec = PipelineSpec(**fields)
+    spec.write(tmp_path)
+    assert PipelineSpec.read(tmp_path) == spec
+    assert np.array_equal(spec.preview.matrix, np.zeros((spec.latent_channels, 3)))
+
+
 def test_pipeline_spec_overwrites_an_older_one(tmp_path: Path) -> None:
     pipeline_spec().write(tmp_path)
     newer = replace(pipeline_spec(), resolutions=((640, 640),))
@@ -132,7 +152,7 @@ def test_read_names_the_file_and_the_remedy_when_it_is_missing(tmp_path: Path) -
         )
 
 
-@pytest.mark.parametrize("version", [0, 1, "2", None])
+@pytest.mark.parametrize("version", [0, 1, 2, "3", None])
 def test_read_refuses_another_format(tmp_path: Path, version: Any) -> None:
     pipeline_spec().write(tmp_path)
     content = json.loads((tmp_path / PIPELINE_FILE).read_text())
@@ -151,27 +171,42 @@ def without(*path: str) -> bytes:
     return json.dumps(content).encode()
 
 
+def with_preview(**changes: Any) -> bytes:
+    """A written `pipeline.json` whose preview has other values."""
+    content = json.loads(json.dumps({"format": FORMAT, **as_json()}))
+    content["preview"] |= changes
+    return json.dumps(content).encode()
+
+
 def as_json() -> dict[str, Any]:
     spec = pipeline_spec()
     plain = {name: getattr(spec, name) for name in PipelineSpec.__slots__}
     sides = {n: {"name": n, "file": c.file, "inputs": [], "outputs": []} for n, c in spec.components.items()}
-    return {**plain, "components": sides}
+    return {**plain, "components": sides, "preview": asdict(spec.preview)}
 
 
 @pytest.mark.parametrize(
     "content",
     [
         b"",
-        b'{"format": 2,',
+        b'{"format": 3,',
         b"[1, 2]",
         b"null",
         b"\xff\xfe\x00",
         b"{}",
-        b'{"format": 2}',
+        b'{"format": 3}',
         without("family"),
         without("components"),
         without("components", "unet", "file"),
         without("components", "unet", "inputs"),
+        without("preview"),
+        without("preview", "matrix"),
+        without("preview", "r_squared"),
+        with_preview(bias=[0.0, 0.0]),
+        with_preview(bias="red"),
+        with_preview(matrix=[[0.0, 0.0, 0.0]] * 3),
+        with_preview(matrix=[[0.0, 0.0]] * 4),
+        with_preview(matrix=None),
         json.dumps({"format": FORMAT, **as_json(), "resolutions": [512]}).encode(),
         json.dumps({"format": FORMAT, **as_json(), "speed": 3}).encode(),
     ],

@@ -17,6 +17,7 @@ from export.checkpoint import Checkpoint
 from export.errors import ExportError, ParityError
 from export.export import export_checkpoint, export_key, is_exported
 from export.parity import LIMITS
+from export.preview import preview_projection
 
 NAMES = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,6 +67,7 @@ def test_pipeline_json_says_everything_about_the_checkpoint(checkpoint: Checkpoi
     assert spec.schedule["_class_name"] == "DDIMScheduler"
     assert (spec.schedule["beta_start"], spec.schedule["beta_end"]) == (0.00085, 0.012)
     assert spec.schedule["steps_offset"] == 1
+    assert spec.preview == preview_projection(checkpoint)
 
 
 def test_pipeline_json_lists_components_that_passed_and_are_there(checkpoint: Checkpoint, tiny_export: Path) -> None:
@@ -142,6 +144,14 @@ def test_a_leftover_of_external_weights_is_noticed(checkpoint: Checkpoint, folde
     assert not is_exported(folder, key_of(checkpoint))
     export_checkpoint(checkpoint, folder, RESOLUTIONS)
     assert not leftover.exists()
+
+
+def test_the_key_covers_every_file_that_makes_an_export() -> None:
+    """But not those that only raise, compare, or are called by hand."""
+    others = {"export/errors.py", "export/parity.py", "export/__init__.py", "export/__main__.py"}
+    assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "export").glob("*.py")} - others == {
+        source for source in export.SOURCES if source.startswith("export/")
+    }
 
 
 def test_another_list_of_resolutions_is_exported_again(checkpoint: Checkpoint, folder: Path, traced: list[str]) -> None:
