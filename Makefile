@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 CHECKPOINT := export/embedded/checkpoint
 EXPORT := out/export
 
-.PHONY: setup demo test test-slow check serve bench export clean
+.PHONY: setup demo test test-slow check serve bench soak export clean
 
 setup: $(VENV)/.ready
 
@@ -39,6 +39,14 @@ bench: export
 	$(RUN) -m bench quality --model $(EXPORT) --json out/quality.json
 	$(RUN) -m bench samplers --model $(EXPORT) --json out/samplers.json
 	$(RUN) -m bench host --json out/host.json
+	$(RUN) -m bench placement --model $(EXPORT) --json out/placement.json
+	$(RUN) -m bench latency --model $(EXPORT) --json out/latency.json
+	$(RUN) -m bench online --model $(EXPORT) --fake --rate 7 --duration 60 --steps 4,20,50 \
+		--samplers euler,dpmpp_2m,ddim --face both --preview-interval 5 --json out/online.json
+
+# Some minutes; exit code 0 only if nothing was lost or leaked.
+soak: export
+	$(RUN) -m bench soak --model $(EXPORT) --json out/soak.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

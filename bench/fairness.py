@@ -33,21 +33,21 @@ class ClosedLoop:
         self._ledger = Ledger(settings.curve)
         self._server = InFlight(self.device, settings.max_rows, self.clock, self._finished)
         self._sent = 0
-        for _ in range(clients):
-            self._send()
+        for client in range(clients):
+            self._send(f"long {client}")
             for _ in range(max(1, LONG // clients)):
                 self._server.turn()
 
-    def _send(self, steps: int = LONG) -> Job:
+    def _send(self, client: str, steps: int = LONG) -> Job:
         self._sent += 1
-        job = make_job(steps, "euler", self._sent, self.clock())
+        job = make_job(steps, "euler", self._sent, self.clock(), client)
         self._server.submit(job)
         return job
 
     def _finished(self, job: Job, latent: Array, seconds: float) -> None:
         self._ledger.finished(job, latent, seconds)
         if job.calls == LONG:
-            self._send()
+            self._send(job.request.client_id)
 
     def wait(self, seconds: float) -> None:
         """Go on for so long."""
@@ -57,7 +57,7 @@ class ClosedLoop:
 
     def stretch(self) -> float:
         """Latency of a short job that comes now, over its latency alone."""
-        job = self._send(SHORT)
+        job = self._send("short", SHORT)
         while job not in self._ledger.stretches:
             self._server.turn()
         return self._ledger.stretches[job]

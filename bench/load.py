@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -53,9 +53,9 @@ class Load:
         )
 
     def jobs(self, rate: float) -> list[Job]:
-        """Fresh jobs that come at so many requests a second."""
+        """Fresh jobs that come at so many requests a second, each from a client of its own."""
         return [
-            make_job(steps, sampler, seed, arrival / rate)
+            make_job(steps, sampler, seed, arrival / rate, client=str(seed))
             for seed, (arrival, steps, sampler) in enumerate(zip(self.arrivals, self.steps, self.samplers, strict=True))
         ]
 
@@ -113,9 +113,10 @@ def _kind(steps: int, sampler: str) -> tuple[Request, Work]:
     return request, Work(table, KeptNoise(0), (condition,) * table.calls, condition.rows)
 
 
-def make_job(steps: int, sampler: str, seed: int, arrival: float) -> Job:
+def make_job(steps: int, sampler: str, seed: int, arrival: float, client: str) -> Job:
     """A guided job with noise of its own."""
-    request, shared = _kind(steps, sampler)
+    common, shared = _kind(steps, sampler)
+    request = replace(common, client_id=client)
     work = Work(shared.table, KeptNoise(seed), shared.conditions, shared.reserved)
     reply = Reply(request, _Loud(), _closed)
     job = Job(request, 0, work, reply, arrival)

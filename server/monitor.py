@@ -99,7 +99,7 @@ class Monitor:
 
     def estimated(self, job: Job) -> None:
         step, interval = job.step_index + 1, job.request.preview_interval
-        if job.clean is not None and interval and step % interval == 0:
+        if job.clean is not None and interval and step % interval == 0 and step < job.calls:
             self._previewer.submit(job, job.clean, step)
 
     def failed(self, jobs: Sequence[Job], retried: bool) -> None:

@@ -34,20 +34,6 @@ PENDING_LIMIT = 256
 CLOSE_SECONDS = 2.0
 
 
-def clean_estimate(x: Array, m: Array, alpha: float, sigma: float, prediction_type: str) -> Array:
-    """The clean latent that the guided output `m` of the network says is in x = alpha * clean + sigma * noise.
-
-    For the variance-preserving frame (alpha^2 + sigma^2 = 1) and the exploding one (alpha = 1) alike; v is that of
-    Salimans and Ho (2022) of x brought to unit variance.
-    """
-    if prediction_type == "epsilon":
-        return (x - sigma * m) / alpha
-    if prediction_type == "v_prediction":
-        norm = float(np.hypot(alpha, sigma))
-        return (alpha / norm * x - sigma * m) / norm
-    return m
-
-
 class PreviewProjection:
     """Latents of one checkpoint to small pictures."""
 

@@ -59,7 +59,9 @@ class Service:
         curves = Curves(first.step_seconds, pipeline.spec.resolutions[0], config.batch_sizes, config.row_cap)
         self.admission = Admission(config, curves, clock)
         self.admission.decode_seconds = first.decode_seconds
-        self.monitor = Monitor(pipeline, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock)
+        self.monitor = Monitor(
+            pipeline, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock, on_broken
+        )
         self._cache = ResponseCache(config.response_cache_bytes)
         self._lock = threading.Lock()
         self._open: dict[Reply, tuple[Cost, list[float]]] = {}

@@ -149,3 +149,19 @@ def apart(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> flo
     """The largest difference, relative to the largest value; infinite where either is not finite."""
     difference = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     return difference if np.isfinite(difference) else np.inf
+
+
+def clean_estimate(
+    x: npt.NDArray[Any], m: npt.NDArray[Any], alpha: float, sigma: float, prediction_type: str
+) -> npt.NDArray[Any]:
+    """The clean latent that the guided output `m` of the network says is in x = alpha * clean + sigma * noise.
+
+    For the variance-preserving frame (alpha^2 + sigma^2 = 1) and the exploding one (alpha = 1) alike; v is that of
+    Salimans and Ho (2022) of x brought to unit variance.
+    """
+    if prediction_type == "epsilon":
+        return (x - sigma * m) / alpha
+    if prediction_type == "v_prediction":
+        norm = float(np.hypot(alpha, sigma))
+        return (alpha / norm * x - sigma * m) / norm
+    return m

@@ -23,7 +23,7 @@ def test_targets_are_compared() -> None:
     found = {
         "overhead": {"added_ms": {"unary": {"p50": 1.5}}},
         "cancel": {"step_ms": 11.5, "freed_ms": {"stream": {"p99": 61.0}, "id": {"p99": 62.0}}},
-        "refusal": {"full": {"unary, 1 at a time": {"p99": 11.0}}},
+        "refusal": {"full": {"unary, 1 at a time": {"p99": 11.0}, "unary, 16 at a time": {"p99": 40.0}}},
         "guest": {"ratio": {"median": 1.2, "worst": 1.6}},
     }
     met = {name: figures["met"] for name, figures in targets(found).items()}

@@ -22,10 +22,11 @@ from engines.component import PipelineSpec, Projection
 from engines.runner import open_runner
 from server.image import to_pixels
 from server.job import Job
-from server.preview import MAX_BYTES, MAX_SIDE, Previewer, PreviewProjection, clean_estimate
+from server.preview import MAX_BYTES, MAX_SIDE, Previewer, PreviewProjection
 from server.reply import Reply
 from server.table import Level, Linear, P, Q, Trace, compile_table
 from tests.fakes import idle_table, make_job
+from tests.oracles import clean_estimate
 
 Floats = npt.NDArray[np.float32]
 # About the size of Stable Diffusion's own.

@@ -1,0 +1,135 @@
+"""The search finds what is known, and the program reports what others rely on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bench.__main__ import main
+from bench.accelerator import ACCELERATORS, DeviceCurve
+from bench.fairness import fairness
+from bench.goodput import all_searched, summary
+from bench.load import Load
+from bench.simulation import GRID, Goodput, Ledger, Settings, goodputs, highest_passing, simulate
+from server.errors import ServerError
+
+# So slow that the host's own time does not matter.
+SLOW = DeviceCurve(fixed_seconds=10.0, row_seconds=1.0)
+STEPS = 2
+
+
+@pytest.mark.parametrize("border", range(-1, 31))
+@pytest.mark.parametrize("start", [-5, 0, 7, 30, 99])
+def test_the_highest_that_passes_is_found(border: int, start: int) -> None:
+    tried: list[int] = []
+
+    def passes(place: int) -> bool:
+        tried.append(place)
+        return place <= border
+
+    assert highest_passing(passes, start, top=30) == border
+    assert len(tried) == len(set(tried))
+    assert all(0 <= place <= 30 for place in tried)
+
+
+def test_goodput_of_even_arrivals_is_the_rate_of_service() -> None:
+    settings = Settings(SLOW, requests=500)
+    count = settings.warm_up + settings.requests
+    load = Load(tuple(float(i) for i in range(count)), (STEPS,) * count, ("euler",) * count)
+    found = goodputs("serial", settings, load, peak=0.2, near={5.0: 0.05, 3.0: 0.05})
+    for k in (5.0, 3.0):
+        assert found[k].rate == pytest.approx(1 / SLOW.alone(STEPS), rel=GRID - 1)
+
+
+def test_goodput_of_poisson_arrivals_is_that_of_a_queue_with_constant_service() -> None:
+    """M/D/1 (Crommelin, 1932): a wait of at most two services has probability (1 - r) (exp(2 r) - r exp(r))."""
+    settings = Settings(SLOW, requests=3000)
+    load = settings.load((STEPS,), seed=0)
+    found = goodputs("serial", settings, load, peak=0.1, near={3.0: 0.02})[3.0]
+    use = found.rate * SLOW.alone(STEPS)
+    waits_little = (1 - use) * (math.exp(2 * use) - use * math.exp(use))
+    assert waits_little == pytest.approx(0.95, abs=0.02)
+    assert found.run is not None
+    assert found.run.rows_per_call == 2
+    assert found.run.idle_share == pytest.approx(1 - use, abs=0.05)
+
+
+def test_goodput_is_zero_where_nothing_is_in_time() -> None:
+    settings = Settings(SLOW, requests=20)
+    found = goodputs("serial", settings, settings.load((STEPS,), seed=0), peak=0.1, near={0.5: 0.05})
+    assert found == {0.5: Goodput(0.0, None)}
+
+
+def test_a_hopeless_run_is_given_up() -> None:
+    settings = Settings(SLOW, requests=200)
+    load = settings.load((STEPS,), seed=0)
+    run = simulate("serial", settings, load, rate=1.0, hopeless=3.0)
+    assert math.inf in run.stretches
+    assert run.attainment(3.0) < 0.95
+    assert math.inf not in simulate("serial", settings, load, rate=1.0).stretches
+
+
+def test_a_ledger_refuses_a_second_end() -> None:
+    job = Load.drawn((STEPS,), 1, seed=0).jobs(1.0)[0]
+    ledger = Ledger(SLOW)
+    ledger.finished(job, job.work.noise.normal((4, 2, 2)), 1.0)
+    with pytest.raises(ServerError, match="twice"):
+        ledger.finished(job, job.work.noise.normal((4, 2, 2)), 2.0)
+
+
+def test_a_ratio_to_nothing_is_null() -> None:
+    found = {
+        batcher: {k: [Goodput(rate, None), Goodput(rate, None)] for k in (3.0, 5.0)}
+        for batcher, rate in {"in_flight": 4.0, "static": 2.0, "serial": 0.0}.items()
+    }
+    figures = summary("mixed", found, Settings(ACCELERATORS["h100"]))
+    assert figures["ratio_vs_static"] == 2.0
+    assert figures["ratio_vs_serial"] is None
+    assert figures["k"]["5"]["ratio_vs_serial_low_high"] is None
+    assert figures["k"]["5"]["serial"]["goodput"] == 0.0
+
+
+def test_searches_may_run_in_several_processes() -> None:
+    found = all_searched(("uniform",), Settings(SLOW, requests=20), seeds=1, processes=2)
+    assert list(found["uniform"]) == ["in_flight", "static", "serial"]
+    assert all(len(goodput) == 1 for limits in found["uniform"].values() for goodput in limits.values())
+
+
+def test_a_short_job_is_held_up_by_long_ones() -> None:
+    found = fairness(Settings(ACCELERATORS["h100"], max_rows=4), short_jobs=3)
+    assert {"full", "queued"} < set(found)
+    for figures in (found["full"], found["queued"]):
+        assert 1 <= figures["median"] <= figures["worst"]
+        assert figures["idle_share"] < 0.5
+
+
+def test_goodput_reports_what_others_rely_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "goodput.json"
+    options = ["--dry-run", "--requests", "20", "--seeds", "1", "--processes", "1", "--max-rows", "4"]
+    assert main(["goodput", *options, "--json", str(kept)]) == 0
+    result = json.loads(kept.read_text())
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    for workload in ("mixed", "uniform"):
+        figures = result[workload]
+        quoted = figures["k"][f"{figures['ratios_at_k']:g}"]
+        for baseline in ("serial", "static"):
+            assert figures[f"ratio_vs_{baseline}"] == quoted[f"ratio_vs_{baseline}"]
+        for batcher in ("in_flight", "static", "serial"):
+            assert 0 <= quoted[batcher]["share_of_peak"] <= 1
+        assert set(figures["k"]) == {"3", "5"}
+        assert result["rows_per_call"][workload]["serial"] == 2
+    assert result["mixed"]["ratios_at_k"] == 5
+    assert result["uniform"]["ratios_at_k"] == 3
+    assert result["settings"]["accelerator"] == "h100"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [([], "--dry-run"), (["--dry-run", "--max-rows", "1"], "--max-rows"), (["--dry-run", "--seeds", "0"], "--seeds")],
+)
+def test_goodput_says_what_it_needs(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["goodput", *options]) == 1
+    assert said in capsys.readouterr().err
