@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -66,7 +68,9 @@ class Service:
         self._lock = threading.Lock()
         self._open: dict[Reply, tuple[Cost, list[float]]] = {}
         self._accepting = True
-        self._inbox: queue.SimpleQueue[Reply | None] = queue.SimpleQueue()
+        # The most urgent first: one client's flood of prompts to encode must not hold up another's.
+        self._inbox: queue.PriorityQueue[tuple[float, int, Reply | None]] = queue.PriorityQueue()
+        self._numbers = itertools.count()
         self._reader = threading.Thread(target=self._read, name="admission", daemon=True)
         self._decoder = Decoder(pipeline, config.decode_images, self.monitor, clock)
         self.scheduler = Scheduler(config.max_rows, lambda bucket: curves(bucket[:2]))
@@ -119,8 +123,9 @@ class Service:
         with self._lock:
             if not self._accepting:
                 raise Overloaded("the server is stopping; send to another one")
-            self._open[reply] = cost, self.admission.enter(request, cost)
-        self._inbox.put(reply)
+            dues = self.admission.enter(request, cost)
+            self._open[reply] = cost, dues
+        self._inbox.put((min(dues), next(self._numbers), reply))
         return reply
 
     def cancel(self, request_id: str) -> int:
@@ -170,7 +175,7 @@ class Service:
         end = self._clock() + drain_seconds
         while self.open_replies() and self._clock() < end:
             time.sleep(0.02)
-        self._inbox.put(None)
+        self._inbox.put((-math.inf, -1, None))
         if self._reader.is_alive():
             self._reader.join()
         self.loop.close()
@@ -193,7 +198,7 @@ class Service:
 
     def _read(self) -> None:
         """Encode prompts and make jobs, one request after the other."""
-        while (reply := self._inbox.get()) is not None:
+        while (reply := self._inbox.get()[-1]) is not None:
             try:
                 self._begin(reply)
             except InvalidRequest as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 from unittest.mock import patch
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from server.table import TIMESTEP, Table
 from tests.fakes import STABLE_DIFFUSION, TableRun
+
+Floats: TypeAlias = npt.NDArray[Any]
 
 LATENT = (1, 4, 4, 4)
 TOLERANCE = 1e-5
@@ -160,8 +162,10 @@ def clean_estimate(
     Salimans and Ho (2022) of x brought to unit variance.
     """
     if prediction_type == "epsilon":
-        return (x - sigma * m) / alpha
+        noiseless: Floats = (x - sigma * m) / alpha
+        return noiseless
     if prediction_type == "v_prediction":
         norm = float(np.hypot(alpha, sigma))
-        return (alpha / norm * x - sigma * m) / norm
+        turned: Floats = (alpha / norm * x - sigma * m) / norm
+        return turned
     return m

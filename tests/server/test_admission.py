@@ -1,4 +1,4 @@
-"""server.admission: room in the queue and its fair shares, deadlines, and predictions held against what came of them."""
+"""server.admission: room in the queue, fair shares of it, deadlines, and predictions held against what came of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.admission import RETRY_SECONDS, SHARE_OF_ROOM, Admission, Cost
+from server.admission import CAUTION, RETRY_SECONDS, SHARE_OF_ROOM, Admission, Cost
 from server.config import ServerConfig
 from server.errors import Overloaded
 from server.job import Job
@@ -79,27 +79,24 @@ def test_images_beyond_the_queues_limit_are_refused() -> None:
 
 def test_memory_beyond_the_bound_is_refused() -> None:
     """An image of 192 x 192 pixels holds 2.25 times what one of 128 x 128 holds."""
-    admission = opened(queue_bytes=3 << 20)
-    size = 128 * 128 * 3.25 + len("a red circle")
-    held = 0
-    with pytest.raises(Overloaded, match=r"open requests hold 2 MiB, this server allows 3"):
-        for held in range(100):
-            admission.enter(*asked(admission, client_id=str(held)))
-    assert held == int((3 << 20) // size)
-    assert held * size + 3 * 192 * 192 > 3 << 20
-    with pytest.raises(Overloaded, match="MiB"):
-        admission.enter(*asked(admission, height=192, width=192, client_id="another"))
+    admission = opened(queue_bytes=1 << 20)
+    small, large = (side * side * 3.25 + len("a red circle") for side in (128, 192))
+    for number in range(18):
+        admission.enter(*asked(admission, client_id=str(number)))
+    assert 18 * small + large > 1 << 20 > 19 * small
+    with pytest.raises(Overloaded, match="open requests hold 0 MiB, this server allows 1"):
+        admission.enter(*asked(admission, height=192, width=192))
+    admission.enter(*asked(admission))
+    assert admission._memory == 19 * small
 
 
 def test_one_client_leaves_room_for_others() -> None:
     admission = opened(queue_limit=90)
-    entered = 0
+    for _ in range(80):
+        admission.enter(*asked(admission, client_id="greedy"))
+    assert SHARE_OF_ROOM * 10 == 80
     with pytest.raises(Overloaded, match=r"client 'greedy' has 80 of the 90 images .* 10 places left"):
-        for _ in range(90):
-            admission.enter(*asked(admission, client_id="greedy"))
-            entered += 1
-    assert entered == 80
-    assert entered + 1 > SHARE_OF_ROOM * (90 - entered)
+        admission.enter(*asked(admission, client_id="greedy"))
     for number in range(10):
         admission.enter(*asked(admission, client_id=f"client {number}"))
     with pytest.raises(Overloaded, match="90 images"):
@@ -124,7 +121,7 @@ def refusals() -> list[tuple[Admission, dict[str, Any]]]:
         (full, {}),
         (tight, {}),
         (shared, {"client_id": "a"}),
-        (late, {"timeout_ms": 600}),
+        (late, {"timeout_ms": 1000}),
         (hopeless, {"timeout_ms": 50}),
     ]
 
@@ -178,7 +175,7 @@ def test_as_many_images_as_cannot_be_done_in_time_are_refused_for_good() -> None
     """Coming later would not help: their own company is what takes the time."""
     admission = opened()
     needed = 1000 * max(20 * device(CAP), 16 * 20 * device(CAP) * 2 / CAP)
-    with pytest.raises(Overloaded, match="16 images of 20 UNet calls take about .* even alone") as found:
+    with pytest.raises(Overloaded, match=r"16 images of 20 UNet calls take about .* even alone") as found:
         admission.enter(*asked(admission, num_images=16, timeout_ms=int(needed)))
     assert found.value.retry_after_ms is None
     admission.enter(*asked(admission, num_images=16, timeout_ms=int(needed) + 1))
@@ -199,7 +196,6 @@ def retry_after(server: VirtualServer, **fields: Any) -> int | None:
     try:
         server.admission._check_deadline(request, cost)
     except Overloaded as refusal:
-        assert refusal.retry_after_ms is not None
         return refusal.retry_after_ms
     return None
 
@@ -211,19 +207,20 @@ def at_present(server: VirtualServer) -> VirtualServer:
 
 @pytest.mark.parametrize("timeout_ms", [1500, 4000])
 def test_a_deadline_that_the_backlog_prevents_is_refused_until_about_the_time_that_is_told(timeout_ms: int) -> None:
-    server, fields = burst(100), {"client_id": "late", "timeout_ms": timeout_ms}
+    server = burst(100)
+    fields: dict[str, Any] = {"client_id": "late", "timeout_ms": timeout_ms}
     wait = retry_after(server, **fields)
     assert wait is not None
-    work = 100 * 20 * device(CAP) * 2 / CAP
-    assert wait == pytest.approx(1000 * work - timeout_ms, rel=0.15)
+    work = 1000 * 101 * 20 * device(CAP) * 2 / CAP
+    assert work - timeout_ms <= wait <= CAUTION * (work - timeout_ms)
     began = server.now
     server.run(until=began + 0.8 * wait / 1000)
     assert retry_after(at_present(server), **fields) is not None
-    server.run(until=began + wait / 1000)
+    server.run(until=began + 1.05 * wait / 1000)
     assert retry_after(at_present(server), **fields) is None
     job = server.submit(20, **fields)
     server.run()
-    assert server.latency(job) <= 1.1 * timeout_ms / 1000
+    assert 0.7 <= 1000 * server.latency(job) / timeout_ms <= 1
 
 
 def test_a_deadline_that_can_be_met_is_let_in_though_much_is_waiting() -> None:
@@ -240,24 +237,24 @@ def test_a_clients_own_backlog_counts_against_its_deadline_and_not_against_anoth
     assert retry_after(server, client_id="modest", timeout_ms=4000) is None
 
 
-def test_those_that_were_let_in_end_in_time_on_an_overloaded_server_that_stays_busy() -> None:
-    """Twice as many come as can be served; each allows three seconds."""
-    server, late, refused = VirtualServer(), 0, 0
-    capacity = 7 / device(CAP) / 20
+@pytest.mark.parametrize("steps", [(20,), (4, 20, 50)])
+def test_those_that_were_let_in_end_in_time_on_an_overloaded_server_that_stays_busy(steps: tuple[int, ...]) -> None:
+    """Twice as much comes as can be served; each request allows some seconds."""
+    server, refused = VirtualServer(), 0
+    capacity = 7 / device(CAP) / statistics.mean(steps)
     jobs: list[Job] = []
-    for arrival in poisson(2 * capacity, 500, (20,), seed=2):
+    for number, arrival in enumerate(poisson(2 * capacity, 500, steps, seed=2)):
         server.run(until=arrival.at)
         server.now = max(server.now, arrival.at)
         try:
-            jobs.append(server.submit(20, arrival.at, **arrival.fields, timeout_ms=3000))
+            jobs.append(server.submit(arrival.calls, arrival.at, **arrival.fields, timeout_ms=(3000, 8000)[number % 2]))
         except Overloaded:
             refused += 1
     rows = [rows for _, rows in server.calls]
     server.run()
-    late = sum(server.latency(job) > 3.0 for job in jobs)
-    assert 150 < refused < 300
+    late = sum(1000 * server.latency(job) > job.request.timeout_ms for job in jobs)
     assert late <= 0.05 * len(jobs)
-    assert max(map(server.latency, jobs)) <= 3.3
+    assert refused <= 300
     assert statistics.mean(rows) >= 0.9 * CAP
 
 
@@ -303,10 +300,10 @@ LOADS: dict[str, list[Arrival]] = {
 
 @pytest.mark.parametrize("load", LOADS)
 def test_predictions_are_about_right(load: str) -> None:
-    """What comes later is not foreseen, so that half of them within 30 % is good for jobs that may be overtaken."""
+    """Jobs of several lengths may be overtaken by what comes later, which nobody can foresee."""
     server = Foretold()
     server.serve(LOADS[load])
-    assert statistics.median(map(abs, server.errors())) <= 0.25
-    assert abs(server.bias()) <= 0.25
-    if load.startswith("uniform"):
-        assert sum(abs(error) <= 0.3 for error in server.errors()) >= 0.85 * len(LOADS[load])
+    right = sum(abs(error) <= 0.3 for error in server.errors()) / len(LOADS[load])
+    assert statistics.median(map(abs, server.errors())) <= 0.2
+    assert right >= (0.85 if load.startswith("uniform") else 0.65)
+    assert abs(server.bias()) <= 0.2

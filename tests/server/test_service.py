@@ -463,6 +463,22 @@ def test_images_can_come_one_by_one(service: Service) -> None:
     assert {event["image"]: data for event, data in sink.streamed} == dict(enumerate(together))
 
 
+def test_a_flood_of_prompts_does_not_hold_up_another_client(
+    service: Service, runners: dict[str, BlockableRunner]
+) -> None:
+    runners["text_encoder"].hold()
+    words = "abcdefghijklmnopqrstuvwxyz"
+    flood = [
+        submit(service, prompt=f"{a} {b}", client_id="many", num_inference_steps=20) for a in "ab" for b in words[:13]
+    ]
+    other = submit(service, prompt="z z z", client_id="one", num_inference_steps=1)
+    runners["text_encoder"].release()
+    assert images(other)
+    assert sum(sink.answers for sink in flood) < 13
+    for sink in flood:
+        assert images(sink)
+
+
 def test_a_kept_answer_is_given_again(fake_export: Path, runners: dict[str, BlockableRunner]) -> None:
     config = ServerConfig(model=fake_export, provider="fake", response_cache_bytes=1 << 20)
     service = Service(Pipeline(PipelineSpec.read(fake_export), fake_export, runners), config)
