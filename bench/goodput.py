@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     if not options.dry_run:
         raise ServerError(
-            "goodput runs on a fake accelerator only: add --dry-run; `bench online` measures a real engine"
+            "there is only a fake accelerator: add --dry-run, or measure a real engine with `bench online`"
         )
     for name, least in (("max_rows", 2), ("requests", LEAST_REQUESTS), ("seeds", 1), ("latent", 1), ("processes", 1)):
         if getattr(options, name) < least:

@@ -10,7 +10,7 @@ from bench.accelerator import GUIDED_ROWS, FakeAccelerator
 from bench.virtual_time import VirtualClock
 from server.admission import Admission, Cost
 from server.config import ServerConfig
-from server.job import Bucket, Job
+from server.job import Job
 from server.loop import DenoiseLoop
 from server.pipeline import Pipeline
 from server.rows import Array, Call
@@ -32,9 +32,9 @@ class Watch:
     def turned(self) -> None:
         """Nobody asks."""
 
-    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+    def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
         self._curve.observe(padded, seconds)
-        self._admission.backlog.spend([(job.due, job.seconds) for job in call.jobs])
+        self._admission.backlog.spend([(job.due, job.seconds) for job in moved])
 
     def estimated(self, job: Job) -> None:
         """Nobody asks for previews."""

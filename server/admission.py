@@ -6,7 +6,7 @@ import math
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from server.backlog import Backlog
 from server.config import ServerConfig
@@ -103,10 +103,28 @@ class Admission:
         with self._lock:
             self._count(request, cost, -1)
 
-    def forget(self, dues: list[float], cost: Cost) -> None:
+    def forget(self, request: Request, dues: list[float], cost: Cost) -> None:
         """The work of a request that ended before its images became jobs is not to be done."""
         for due in dues:
             self.backlog.change(due, -cost.seconds, -1)
+        with self._lock:
+            self._urgency.refund(request.client_id, len(dues) * cost.seconds)
+
+    def refund(self, request: Request, seconds: float) -> None:
+        """So much of a request's work is not to be done: its client does not owe it."""
+        with self._lock:
+            self._urgency.refund(request.client_id, seconds)
+
+    def grow(self, request: Request, cost: Cost, memory: int) -> Cost:
+        """A request that was let in holds so many more bytes for each image; gives its new cost.
+
+        Raises:
+            Overloaded: there is no room for them.
+        """
+        with self._lock:
+            self._check_memory(request.num_images * memory)
+            self._memory += request.num_images * memory
+        return replace(cost, memory=cost.memory + memory)
 
     def _count(self, request: Request, cost: Cost, sign: int) -> None:
         self._images += sign * request.num_images
@@ -119,16 +137,19 @@ class Admission:
         limit, count = self._config.queue_limit, request.num_images
         if self._images + count > limit:
             raise Overloaded(f"{self._images} images are waiting or running, this server takes {limit}", self._retry())
-        if self._memory + count * cost.memory > self._config.queue_bytes:
-            raise Overloaded(
-                f"open requests hold {self._memory >> 20} MiB, this server allows {self._config.queue_bytes >> 20}",
-                self._retry(),
-            )
+        self._check_memory(count * cost.memory)
         held, room = self._clients[request.client_id], limit - self._images
         if held and held + count > SHARE_OF_ROOM * room:
             raise Overloaded(
                 f"client {request.client_id!r} has {held} of the {limit} images that this server takes, and the "
                 f"{room} places left are kept for others too",
+                self._retry(),
+            )
+
+    def _check_memory(self, more: int) -> None:
+        if self._memory + more > self._config.queue_bytes:
+            raise Overloaded(
+                f"open requests hold {self._memory >> 20} MiB, this server allows {self._config.queue_bytes >> 20}",
                 self._retry(),
             )
 

@@ -112,14 +112,14 @@ class Decoder:
     def _decode(self, latents: list[Latent]) -> None:
         started = self._clock()
         try:
-            pictures = self._pipeline.decode(np.stack([latent.values for latent in latents]))
+            pictures = list(zip(latents, self._pipeline.decode(_stacked(latents)), strict=True))
         except Exception as error:  # whatever a runner raises; every client must be answered
             logger.exception("decoding %d latents failed", len(latents))
             for latent in latents:
                 latent.job.reply.fail(ServerError(f"decoding failed: {error}"))
             return
         self._listener.decoded(len(latents), self._clock() - started)
-        for latent, pixels in zip(latents, pictures, strict=True):
+        for latent, pixels in pictures:
             self._room.acquire()
             self._encoders.submit(self._encode, latent, pixels)
 
@@ -146,6 +146,11 @@ class Decoder:
             "unet_rows": job.work.rows,
             "unet_calls": job.call_share,
         }
+
+
+def _stacked(latents: list[Latent]) -> Array:
+    stacked: Array = np.stack([latent.values for latent in latents])
+    return stacked
 
 
 def _steps_done(job: Job) -> int | None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Protocol
 
 from server.errors import ServerError
@@ -22,7 +23,8 @@ logger = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2
 # A job that was part of so many failed calls goes on alone, so that it can harm nobody but itself.
 FAILURES_IN_COMPANY = 3
-# When so many calls in a row have failed, it is not the jobs: the engine is broken.
+# When so many calls in a row were refused, it is not the jobs: the engine is broken. Outputs that are not finite do
+# not count; a client's prompt can provoke them.
 FAILURES_IN_A_ROW = 20
 Finished = Callable[[Job, Array, float], None]
 
@@ -33,8 +35,8 @@ class Watcher(Protocol):
     def turned(self) -> None:
         """The loop is alive; at least every `IDLE_SECONDS`."""
 
-    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
-        """A UNet call was made; its jobs' steps are counted."""
+    def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
+        """A UNet call was made; the steps of the jobs that it moved are counted, those that ended are not told yet."""
 
     def estimated(self, job: Job) -> None:
         """`job.clean` is new."""
@@ -47,6 +49,24 @@ class Watcher(Protocol):
 
     def broke(self) -> None:
         """`FAILURES_IN_A_ROW` calls have failed without one that has not; told again by every further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A UNet call that was made.
+
+    Attributes:
+        broken: jobs whose output is not finite.
+        shown: jobs with a new `clean`.
+        padded: rows with padding.
+        seconds: that the UNet took.
+    """
+
+    call: Call
+    broken: list[Job]
+    shown: list[Job]
+    padded: int
+    seconds: float
 
 
 class DenoiseLoop:
@@ -104,9 +124,12 @@ class DenoiseLoop:
 
     def _run(self) -> None:
         while not self._closing:
-            self.admit()
-            if not self.step():
-                self.admit(block_seconds=IDLE_SECONDS)
+            try:
+                self.admit()
+                if not self.step():
+                    self.admit(block_seconds=IDLE_SECONDS)
+            except Exception:  # a defect of ours must not end the service of everybody
+                logger.exception("a turn of the loop failed")
 
     def admit(self, block_seconds: float = 0.0) -> None:
         """Take in what was submitted, waiting for the first so long."""
@@ -134,17 +157,22 @@ class DenoiseLoop:
             return False
         try:
             self._begin(batch)
-            broken = self._denoise(batch)
+            made = self._denoise(batch)
+            broken = made.broken
         except Exception as error:  # the loop must survive whatever a runner raises
             logger.exception("a UNet call of %d rows failed", batch.size)
+            self._failures += 1
             self._suspect(batch, batch.jobs, f"the UNet call failed: {error}")
+            if self._failures >= FAILURES_IN_A_ROW:
+                self._watcher.broke()
             return True
-        if len(broken) < len(batch.jobs):
-            self._failures = 0
+        self._failures = 0
         if broken:
             self._suspect(batch, broken, "the UNet's output is not finite: it overflowed; try other settings")
         healthy = [job for job in batch.jobs if job not in broken]
-        for job in self._scheduler.update(healthy):
+        finished = self._scheduler.update(healthy)
+        self._tell(made, healthy)
+        for job in finished:
             self._emit(job)
         self._scheduler.isolate(
             job for job in healthy if job.failures >= FAILURES_IN_COMPANY and job.status not in FINAL
@@ -169,8 +197,8 @@ class DenoiseLoop:
             job.started = self._clock()
             state.join(job)
 
-    def _denoise(self, batch: Batch) -> list[Job]:
-        """Make the call; gives the jobs whose output is not finite, which stay where they were."""
+    def _denoise(self, batch: Batch) -> Made:
+        """Make the call. Jobs whose output is not finite stay where they were."""
         state = self._states[batch.bucket]
         call = state.call(batch)
         feeds = state.feeds(call)
@@ -188,12 +216,18 @@ class DenoiseLoop:
         for i in shown:
             call.jobs[i].clean = state.estimate(call, output, i)
         state.advance(call, output, broken)
-        for job in call.jobs:
-            job.call_share += 1 / len(call.jobs)
-        self._watcher.called(call, batch.bucket, len(feeds["timestep"]), seconds)
-        for i in shown:
-            self._watcher.estimated(call.jobs[i])
-        return broken
+        return Made(call, broken, [call.jobs[i] for i in shown], len(feeds["timestep"]), seconds)
+
+    def _tell(self, made: Made, moved: Sequence[Job]) -> None:
+        """Let the watcher hear of a call; whatever it raises must not undo what was done."""
+        for job in moved:
+            job.call_share += 1 / len(made.call.jobs)
+        try:
+            self._watcher.called(made.call, moved, made.padded, made.seconds)
+            for job in made.shown:
+                self._watcher.estimated(job)
+        except Exception:  # a watcher's own failure
+            logger.exception("a UNet call could not be reported")
 
     def _emit(self, job: Job) -> None:
         state = self._states[job.bucket]
@@ -205,9 +239,6 @@ class DenoiseLoop:
 
     def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
         """Try each job of a failed call once more without the others; who fails alone is at fault."""
-        self._failures += 1
-        if self._failures >= FAILURES_IN_A_ROW:
-            self._watcher.broke()
         alone = len(batch.jobs) == 1
         self._watcher.failed(jobs, retried=not alone)
         for job in jobs:

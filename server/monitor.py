@@ -86,19 +86,20 @@ class Monitor:
     def turned(self) -> None:
         self.metrics.gauge("loop_heartbeat_timestamp_seconds", time.time())
 
-    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
-        name = size_label(bucket[0], bucket[1])
-        self._curves(bucket[:2]).observe(padded, seconds)
-        self._admission.backlog.spend([(job.due, job.seconds) for job in call.jobs])
+    def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
+        size = call.jobs[0].bucket[:2]
+        name = size_label(*size)
+        self._curves(size).observe(padded, seconds)
+        self._admission.backlog.spend([(job.due, job.seconds) for job in moved])
         self.metrics.observe("step_seconds", seconds, bucket=name, rows=str(padded))
         self.metrics.observe("rows_per_call", call.rows, bucket=name)
         self.metrics.count("rows_total", call.rows, bucket=name)
         self.metrics.count("padded_rows_total", padded - call.rows, bucket=name)
-        for job in call.jobs:
+        for job in moved:
             job.reply.step_done(self.expected)
 
     def estimated(self, job: Job) -> None:
-        step, interval = job.step_index + 1, job.request.preview_interval
+        step, interval = job.step_index, job.request.preview_interval
         if job.clean is not None and interval and step % interval == 0 and step < job.calls:
             self._previewer.submit(job, job.clean, step)
 
@@ -111,6 +112,7 @@ class Monitor:
         left = job.calls - job.step_index
         self._admission.backlog.change(job.due, -left * job.seconds, -1)
         if job.status is JobStatus.CANCELLED:
+            self._admission.refund(job.request, left * job.seconds)
             self.metrics.count("cancelled_steps_saved_total", left)
 
     def broke(self) -> None:

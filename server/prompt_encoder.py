@@ -10,12 +10,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from engines.runner import Runner
-from server.chunks import Chunked, chunk
+from server.chunks import MAX_CHUNKS, Chunked, chunk
 from server.conditioning import Array, Text, fragments
 from server.emphasis import Mode, weigh
+from server.errors import InvalidRequest
 from server.tokenizer import PromptTokenizer
 
 EMBEDDINGS_KEPT = 512
+BYTES_KEPT = 256 << 20
+# Of all texts of a request, filled up to the longest one.
+CHUNKS_PER_REQUEST = 96
 # Of one call of the text encoder.
 ROWS = 32
 # ComfyUI does not cut fragments of fewer tokens in two.
@@ -57,10 +61,16 @@ class PromptEncoder:
         self._runner = runner
         self._tokenizer = tokenizer
         self._kept: OrderedDict[Text, Embedding] = OrderedDict()
+        self._bytes = 0
         self._lock = threading.Lock()
 
     def embed(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
-        """Encode texts, each once; all as long as the longest, filled up with the empty text."""
+        """Encode texts, each once; all as long as the longest, filled up with the empty text.
+
+        Raises:
+            InvalidRequest: they are too many and too long.
+        """
+        self._check_size(texts)
         found = self._encoded(texts)
         longest = max(embedding.chunks for embedding in found.values())
         short = [text for text, embedding in found.items() if embedding.chunks < longest]
@@ -85,10 +95,26 @@ class PromptEncoder:
             fresh = self._run(missing)
             found |= fresh
             with self._lock:
-                self._kept |= fresh
-                while len(self._kept) > EMBEDDINGS_KEPT:
-                    self._kept.popitem(last=False)
+                self._keep(fresh)
         return {text: found[text] for text in wanted}
+
+    def _keep(self, fresh: dict[Text, Embedding]) -> None:
+        for text, embedding in fresh.items():
+            if text not in self._kept:
+                self._kept[text] = embedding
+                self._bytes += embedding.states.nbytes
+        while len(self._kept) > EMBEDDINGS_KEPT or self._bytes > BYTES_KEPT:
+            self._bytes -= self._kept.popitem(last=False)[1].states.nbytes
+
+    def _check_size(self, texts: Sequence[Text]) -> None:
+        if len(texts) * MAX_CHUNKS <= CHUNKS_PER_REQUEST:
+            return
+        longest = max(len(self._chunks(text).chunks) for text in texts)
+        if len(texts) * longest > CHUNKS_PER_REQUEST:
+            raise InvalidRequest(
+                f"the prompts change into {len(texts)} texts of up to {longest} chunks; send at most "
+                f"{CHUNKS_PER_REQUEST} chunks in all: use fewer [a|b] and [a:b:0.4], or shorter prompts"
+            )
 
     def _run(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
         """All chunks of all texts through the text encoder, so many at a time."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from server.errors import Cancelled, ServerError, TimedOut
 from server.request import Request
 
 if TYPE_CHECKING:
     from server.job import Job
+
+logger = logging.getLogger(__name__)
 
 Timing = Mapping[str, float]
 WORST = ("queue_seconds", "denoise_seconds", "decode_seconds")
@@ -84,12 +87,16 @@ class Reply:
     def answered(self) -> bool:
         return self._answered
 
-    def give_up(self, reason: ServerError) -> bool:
-        """Say that nobody waits any more; False if the request is answered. Its jobs are the loop's to end."""
+    def give_up(self, reason: ServerError, *, partial: bool = True) -> bool:
+        """Say that nobody waits any more; False if the request is answered. Its jobs are the loop's to end.
+
+        Args:
+            partial: whether somebody is still there who may have asked for what there is.
+        """
         if self._answered:
             return False
         self.given_up = reason
-        if not self.request.partial_result:
+        if not (partial and self.request.partial_result and self.jobs):
             self.fail(reason)
         return True
 
@@ -120,7 +127,8 @@ class Reply:
         total = sum(job.calls for job in self.jobs)
         with self._lock:
             if not self._answered:
-                self._sink.progress({"step": self._steps, "total": total, **expected})
+                event = {"step": self._steps, "total": total, **expected}
+                self._try(lambda: self._sink.progress(event))
 
     def add_preview(self, index: int, step: int, data: bytes) -> None:
         """Show how far an image is."""
@@ -128,7 +136,7 @@ class Reply:
         with self._lock:
             if not self._answered:
                 self.previews += 1
-                self._sink.preview(event, data)
+                self._try(lambda: self._sink.preview(event, data))
 
     def add_image(self, index: int, data: bytes, timing: Timing, steps_done: int | None = None) -> None:
         """Keep an image; answers when it was the last that was missing.
@@ -139,13 +147,14 @@ class Reply:
         with self._lock:
             if self._answered:
                 return
-            self._missing.discard(index)
             self._timing.append(timing)
             if steps_done is not None:
                 self._partial[index] = steps_done
             if self.request.stream_images:
                 self._sink.image({"image": index, **({} if steps_done is None else {"steps_done": steps_done})}, data)
             self._images[index] = b"" if self.request.stream_images else data
+            # Last: another image's thread may look at it without the lock.
+            self._missing.discard(index)
         self._finish_if_complete()
 
     def leave_out(self, index: int) -> None:
@@ -185,8 +194,19 @@ class Reply:
             self._answered, self.error, self.result = True, error, result
             try:
                 send()
-            finally:
-                self._closed(self)
+            except Exception as failure:  # a client that cannot be answered must not end a thread that serves others
+                logger.exception("an answer could not be sent", extra={"request_id": self.request.request_id})
+                if error is None:
+                    self.error, self.result = ServerError(f"the answer could not be sent: {failure}"), None
+                    self._try(lambda: self._sink.fail(cast(ServerError, self.error)))
+            self._try(lambda: self._closed(self))
+
+    def _try(self, call: Callable[[], None]) -> None:
+        """Whatever a sink raises is this client's alone."""
+        try:
+            call()
+        except Exception:  # as said
+            logger.exception("a client could not be told", extra={"request_id": self.request.request_id})
 
     def _metadata(self) -> dict[str, Any]:
         request = {name: value for name, value in asdict(self.request).items() if value is not None and value != ()}

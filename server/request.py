@@ -224,7 +224,10 @@ def cancelled_id(tensors: Mapping[str, Sequence[object]]) -> str:
     """
     if others := [name for name in tensors if name != CANCEL.name]:
         raise InvalidRequest(f"{CANCEL.name} came with {', '.join(others)}; send it alone")
-    return cast(str, _value(CANCEL, tensors[CANCEL.name]))
+    found = cast(str, _value(CANCEL, tensors[CANCEL.name]))
+    if not found:
+        raise InvalidRequest(f"{CANCEL.name} is empty; send the request_id of the requests to cancel")
+    return found
 
 
 def unknown_field(name: str) -> str:

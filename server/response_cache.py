@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -51,7 +52,7 @@ class ResponseCache:
 
     def put(self, request: Request, answer: Answer) -> None:
         """Keep a whole answer; the oldest make room for it."""
-        size = sum(map(len, answer[0]))
+        size = _size(answer)
         key = _key(request)
         if size > self._limit:
             return
@@ -61,11 +62,16 @@ class ResponseCache:
             self._answers[key] = answer
             self._bytes += size
             while self._bytes > self._limit:
-                self._bytes -= sum(map(len, self._answers.popitem(last=False)[1][0]))
+                self._bytes -= _size(self._answers.popitem(last=False)[1])
 
     def wants(self, request: Request, *, seeded: bool) -> bool:
         """Whether an answer may be kept: images by one message, drawn from seeds that the client chose."""
         return bool(self._limit) and seeded and not request.stream_images
+
+
+def _size(answer: Answer) -> int:
+    images, metadata = answer
+    return sum(map(len, images)) + len(json.dumps(metadata))
 
 
 def _key(request: Request) -> Request:

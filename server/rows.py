@@ -145,10 +145,10 @@ class BucketState:
         """
         if len(self.jobs) == self._capacity:
             raise RuntimeError(f"all {self._capacity} slots are taken")
+        latent = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
+        self._kept[len(self.jobs), fused.X] = latent
         job.slot = len(self.jobs)
         self.jobs.append(job)
-        latent = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
-        self._kept[job.slot, fused.X] = latent
 
     def leave(self, job: Job) -> None:
         """Free a job's slot; the last job moves there.
@@ -209,7 +209,14 @@ class BucketState:
                 job.drawn = job.step_index
 
     def broken(self, call: Call, output: Array) -> list[Job]:
-        """The jobs of which the UNet's output is not finite."""
+        """The jobs of which the UNet's output is not finite.
+
+        Raises:
+            ValueError: the output is not one of this call's rows.
+        """
+        expected = (len(call.layout.owners), *self._shape)
+        if output.shape != expected:
+            raise ValueError(f"the UNet gave {list(output.shape)} for {list(expected)}")
         found = np.zeros(len(call.jobs), np.int64)
         fused.find_broken(fused.flat(output).view(np.int32), call.layout.owners, found)
         return [job for job, is_broken in zip(call.jobs, found, strict=True) if is_broken]

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +13,13 @@ from server.conditioning import Text
 from server.config import ServerConfig
 from server.decoder import Decoder
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
+from server.fair_queue import FairQueue
 from server.job import Job
 from server.loop import DenoiseLoop
 from server.metrics import Metrics
 from server.monitor import Monitor
 from server.pipeline import Pipeline
+from server.prompt import parse_composition
 from server.prompt_encoder import Embedding
 from server.reply import Reply, Sink
 from server.request import CANCEL, Request, cancelled_id
@@ -68,9 +67,7 @@ class Service:
         self._lock = threading.Lock()
         self._open: dict[Reply, tuple[Cost, list[float]]] = {}
         self._accepting = True
-        # The most urgent first: one client's flood of prompts to encode must not hold up another's.
-        self._inbox: queue.PriorityQueue[tuple[float, int, Reply | None]] = queue.PriorityQueue()
-        self._numbers = itertools.count()
+        self._inbox: FairQueue[Reply] = FairQueue()
         self._reader = threading.Thread(target=self._read, name="admission", daemon=True)
         self._decoder = Decoder(pipeline, config.decode_images, self.monitor, clock)
         self.scheduler = Scheduler(config.max_rows, lambda bucket: curves(bucket[:2]))
@@ -118,14 +115,14 @@ class Service:
                 self.monitor.answered_from_cache(request)
                 return None
         calls = self._pipeline.table(request).calls
-        cost = self.admission.cost(request, calls, rows=2 if request.guided else 1)
+        cost = self.admission.cost(request, calls, _rows(request))
         reply = Reply(request, sink, lambda reply: self._closed(reply, keeps), self._clock(), traceparent)
         with self._lock:
             if not self._accepting:
                 raise Overloaded("the server is stopping; send to another one")
             dues = self.admission.enter(request, cost)
             self._open[reply] = cost, dues
-        self._inbox.put((min(dues), next(self._numbers), reply))
+        self._inbox.put(request.client_id, reply)
         return reply
 
     def cancel(self, request_id: str) -> int:
@@ -141,10 +138,22 @@ class Service:
             raise NotFound(f"no open request has the id {request_id!r}; it may have been answered already")
         return len(named)
 
-    def give_up(self, reply: Reply, reason: str) -> None:
-        """Nobody waits for a reply any more."""
-        if reply.give_up(Cancelled(reason)):
+    def give_up(self, reply: Reply, reason: str, *, left: bool = False) -> None:
+        """A request is not wanted any more.
+
+        Args:
+            left: whether its client is gone, and takes no partial result either.
+        """
+        if reply.give_up(Cancelled(reason), partial=not left):
             self.loop.drop(reply)
+
+    def expire_unread(self) -> None:
+        """To be called often: answers requests whose time is over before their prompts were read."""
+        now = self._clock()
+        for reply in self.open_replies():
+            timeout = reply.request.timeout_ms / 1000
+            if timeout and not reply.jobs and now > reply.arrival + timeout:
+                reply.expire()
 
     def fail_all(self, error: ServerError) -> None:
         """Refuse new requests, and answer the open ones with an error."""
@@ -175,7 +184,7 @@ class Service:
         end = self._clock() + drain_seconds
         while self.open_replies() and self._clock() < end:
             time.sleep(0.02)
-        self._inbox.put((-math.inf, -1, None))
+        self._inbox.close()
         if self._reader.is_alive():
             self._reader.join()
         self.loop.close()
@@ -189,19 +198,19 @@ class Service:
             began = bool(reply.jobs)
         self.admission.leave(reply.request, cost)
         if not began:
-            self.admission.forget(dues, cost)
-        self.monitor.answered(reply)
-        if keeps and reply.result is not None and reply.given_up is None:
-            self._cache.put(reply.request, reply.result)
+            self.admission.forget(reply.request, dues, cost)
         # Images of a request that failed need not be drawn.
         self.loop.drop(reply)
+        if keeps and reply.result is not None and reply.given_up is None:
+            self._cache.put(reply.request, reply.result)
+        self.monitor.answered(reply)
 
     def _read(self) -> None:
         """Encode prompts and make jobs, one request after the other."""
-        while (reply := self._inbox.get()[-1]) is not None:
+        while (reply := self._inbox.get()) is not None:
             try:
                 self._begin(reply)
-            except InvalidRequest as error:
+            except (InvalidRequest, Overloaded) as error:
                 reply.fail(error)
             except Exception as error:  # whatever a runner raises; this client must be answered
                 logger.exception("admission failed", extra={"request_id": reply.request.request_id})
@@ -213,10 +222,11 @@ class Service:
             return
         request = reply.request
         works, embeddings = self._pipeline.works(request)
-        if works[0].reserved > self._config.max_rows:
+        most = min(self._config.max_rows, max(self._config.batch_sizes, default=self._config.max_rows))
+        if works[0].reserved > most:
             raise InvalidRequest(
-                f"prompt has parts for {works[0].reserved} rows of a UNet call; this server's calls have "
-                f"{self._config.max_rows}: join fewer parts with AND"
+                f"prompt has parts for {works[0].reserved} rows of a UNet call; this server's calls have {most}: "
+                "join fewer parts with AND"
             )
         reply.details = self._details(embeddings)
         deadline = reply.arrival + request.timeout_ms / 1000 if request.timeout_ms else None
@@ -224,6 +234,9 @@ class Service:
             if reply not in self._open:
                 return
             cost, dues = self._open[reply]
+            states = sum(embedding.states.nbytes for embedding in embeddings.values())
+            cost = self.admission.grow(request, cost, states // request.num_images)
+            self._open[reply] = cost, dues
             reply.jobs = tuple(
                 Job(request, i, work, reply, reply.arrival, due, deadline, seconds=cost.seconds / cost.calls)
                 for i, (work, due) in enumerate(zip(works, dues, strict=True))
@@ -237,3 +250,9 @@ class Service:
             for text, embedding in embeddings.items()
         ]
         return {"checkpoint": spec.checkpoint, "fingerprint": spec.fingerprint, "tokens": tokens}
+
+
+def _rows(request: Request) -> int:
+    """Rows of its calls, as its prompt tells before it is read."""
+    parts = len(parse_composition(request.prompt)) if request.prompt_syntax.startswith("a1111") else 1
+    return parts + (request.guided or parts > 1)

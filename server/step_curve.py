@@ -16,6 +16,10 @@ SHAPE_WEIGHT = 0.01
 OUTLIER = 3.0
 
 
+# The cap is found anew when measurements have moved the curve by so much.
+WORTH_A_CAP = 0.02
+
+
 class StepCurve:
     """Seconds of a call by rows, linear between measured points and in proportion beyond them.
 
@@ -36,6 +40,7 @@ class StepCurve:
         self._sizes = sorted(batch_sizes)
         self._cap = cap
         self._caps: dict[int, int] = {}
+        self._moved = 0.0
 
     def padded(self, rows: int) -> int:
         """Rows of the call that serves so many."""
@@ -84,8 +89,10 @@ class StepCurve:
             over = min(seconds / expected, OUTLIER) - 1
             found = {known: value * (1 + WEIGHT * over) for known, value in self._seconds.items()}
             self._seconds = {**found, rows: expected * (1 + (WEIGHT + SHAPE_WEIGHT) * over)}
+            self._moved += (WEIGHT + SHAPE_WEIGHT) * abs(over)
         else:
-            self._seconds = {rows: seconds}
+            self._seconds, self._moved = {rows: seconds}, 1.0
         # Last, and at once: other threads read without a lock.
         self._rows = sorted(self._seconds)
-        self._caps = {}
+        if self._moved > WORTH_A_CAP:
+            self._caps, self._moved = {}, 0.0

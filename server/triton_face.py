@@ -6,7 +6,6 @@ import json
 import logging
 import secrets
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,6 +53,7 @@ class FaceModel:
     def execute(self, requests: Sequence[Any]) -> list[None]:
         for request in requests:
             sender = Sender(request)
+            name = secrets.token_hex(16)
             try:
                 check_parameters(request)
                 # Tensors are only valid until execute() returns, hence the copies.
@@ -64,20 +64,21 @@ class FaceModel:
                 ]
                 if request.request_id() and all(t.name() not in ("request_id", CANCEL.name) for t in request.inputs()):
                     tensors.append(text_tensor("request_id", [request.request_id().encode()]))
-                name = self._take(sender)
+                self._take(name, sender)
+                threading.Thread(target=self._forward, args=(name, tensors, sender), daemon=True).start()
             except ServerError as error:
                 sender.send(failure(error), final=True)
-                continue
-            threading.Thread(target=self._forward, args=(name, tensors, sender), daemon=True).start()
+            except Exception as error:  # the other requests of this call must still be answered
+                logger.exception("a request could not be forwarded")
+                self._open.pop(name, None)
+                sender.abandon(error)
         return [None] * len(requests)
 
-    def _take(self, sender: Sender) -> str:
-        name = secrets.token_hex(16)
+    def _take(self, name: str, sender: Sender) -> None:
         with self._lock:
             if len(self._open) >= self._limit:
                 raise Overloaded(f"{len(self._open)} requests are open, this server takes {self._limit}", 1000)
             self._open[name] = sender
-        return name
 
     def _forward(self, name: str, tensors: list[Any], sender: Sender) -> None:
         try:
@@ -87,7 +88,11 @@ class FaceModel:
             response = failure(ServerError(f"forwarding failed: {error}"))
         with self._lock:
             del self._open[name]
-        sender.send(response, final=True)
+        try:
+            sender.send(response, final=True)
+        except Exception as error:  # as above
+            logger.exception("a response could not be sent")
+            sender.abandon(error)
 
     def _ask_who_left(self) -> None:
         """A call to the stream cannot be cancelled in Triton before 25.04, so the stream is told by another call."""
@@ -99,9 +104,12 @@ class FaceModel:
             if self._stopped.wait(max(POLL_SECONDS, len(waiting) * POLL_COST / POLL_SHARE)):
                 return
             for name, sender in waiting:
-                if sender.is_cancelled():
-                    told.add(name)
-                    _cancel(name)
+                try:
+                    # What has not come to the stream yet is told again in the next round.
+                    if sender.is_cancelled() and _cancel(name):
+                        told.add(name)
+                except Exception:  # the stream may be going down; the request ends with it
+                    logger.exception("a cancellation could not be forwarded")
 
     def finalize(self) -> None:
         """Open requests end with the stream's answers."""
@@ -134,15 +142,17 @@ def _ask(tensors: list[Any], name: str) -> Any:
     return answer
 
 
-def _cancel(name: str) -> None:
+def _cancel(name: str) -> bool:
+    """Whether the stream knew the request."""
     request = triton.InferenceRequest(
         model_name=STREAM,
         inputs=[text_tensor(CANCEL.name, [b""])],
         requested_output_names=["metadata", "error"],
         parameters={ERRORS_AS_DATA: True, GIVE_UP: name},
     )
-    try:
-        for _ in request.exec(decoupled=True):
-            time.sleep(0)
-    except Exception:  # the stream may be going down; the request ends with it
-        logger.exception("a cancellation could not be forwarded")
+    known = False
+    for response in request.exec(decoupled=True):
+        outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+        if "metadata" in outputs:
+            known = bool(json.loads(outputs["metadata"][0])["cancelled"])
+    return known

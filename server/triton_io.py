@@ -115,8 +115,15 @@ class Sender:
         """Send a response; what comes after the final one is dropped."""
         with self._lock:
             if not self._finished:
-                self._finished = final
                 self._sender.send(response, flags=FINAL if final else 0)
+                self._finished = final
+
+    def abandon(self, reason: Exception) -> None:
+        """A response could not be sent: end the request with an error, if even that can be sent."""
+        try:
+            self.send(failed("INTERNAL", f"a response could not be sent: {reason}"), final=True)
+        except Exception:  # nothing is left to try
+            logger.exception("a request could not be ended")
 
     def is_cancelled(self) -> bool:
         """Whether the client has left before the final response; a round trip to the server's process."""
@@ -146,15 +153,16 @@ class Outbox:
             sender, response, final = item
             try:
                 sender.send(response, final=final)
-            except Exception:  # a client that left must not stop the answers of the others
+            except Exception as error:  # a client that left must not stop the answers of the others
                 logger.exception("a response could not be sent")
+                sender.abandon(error)
 
 
 class ResponseSink:
     """Answers one Triton request; failures are sent as data where the request says so."""
 
-    def __init__(self, request: Any, outbox: Outbox) -> None:
-        self.sender = Sender(request)
+    def __init__(self, request: Any, sender: Sender, outbox: Outbox) -> None:
+        self.sender = sender
         self._errors_as_data = ERRORS_AS_DATA in parameters(request)
         self._outbox = outbox
 

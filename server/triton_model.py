@@ -71,14 +71,14 @@ class StreamModel:
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
-            sink = ResponseSink(request, self._outbox)
+            sender = Sender(request)
             try:
-                self._take(request, sink)
+                self._take(request, ResponseSink(request, sender, self._outbox))
             except ServerError as error:
-                sink.fail(error)
+                ResponseSink(request, sender, self._outbox).fail(error)
             except Exception as error:  # the other requests of this call must still be answered
                 logger.exception("a request could not be read")
-                sink.fail(ServerError(f"the request could not be read: {error}"))
+                sender.abandon(error)
 
     def _take(self, request: Any, sink: ResponseSink) -> None:
         check_parameters(request)
@@ -86,7 +86,7 @@ class StreamModel:
         forwarded_as, given_up = asked.get(FORWARDED_AS), self._forwarded.get(asked.get(GIVE_UP, ""))
         if GIVE_UP in asked:
             if given_up is not None:
-                self._service.give_up(given_up, "the client cancelled the request")
+                self._service.give_up(given_up, "the client cancelled the request", left=True)
             sink.finish([], {"cancelled": int(given_up is not None)})
             return
         reply = self._service.submit(values(request), sink, request.request_id(), traceparent(request))
@@ -113,12 +113,16 @@ class StreamModel:
         """Everything that is looked for from time to time, off the loop's thread."""
         last_tick = time.monotonic()
         while not self._stopped.wait(POLL_SECONDS):
-            self._forget_answered()
-            self._ask_who_left()
-            self._drain_if_told()
-            if time.monotonic() - last_tick > TICK_SECONDS:
-                last_tick = time.monotonic()
-                self._service.tick()
+            try:
+                self._forget_answered()
+                self._ask_who_left()
+                self._service.expire_unread()
+                self._drain_if_told()
+                if time.monotonic() - last_tick > TICK_SECONDS:
+                    last_tick = time.monotonic()
+                    self._service.tick()
+            except Exception:  # the next round must still be made
+                logger.exception("looking around failed")
 
     def _forget_answered(self) -> None:
         for reply in [reply for reply in list(self._senders) if reply.answered]:
@@ -133,7 +137,7 @@ class StreamModel:
         waiting = [item for item in senders if not _runs(item[0])][:ASKED_PER_ROUND]
         for reply, sender in (*running, *waiting):
             if sender.is_cancelled():
-                self._service.give_up(reply, "the client cancelled the request")
+                self._service.give_up(reply, "the client cancelled the request", left=True)
         # Whoever was asked goes to the end, so that all come round.
         for reply, sender in waiting:
             if self._senders.pop(reply, None) is not None:

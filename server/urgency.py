@@ -7,7 +7,7 @@ from collections.abc import Callable
 from server.request import Request
 
 # A job without a deadline is due after so many times its time alone, so that short jobs do not wait for long ones.
-STRETCH = 3.0
+STRETCH = 6.0
 # A step of priority is worth so much earlier arrival.
 PRIORITY_SECONDS = 10.0
 # Clients that are remembered before those with nothing open are forgotten.
@@ -49,6 +49,11 @@ class Urgency:
     def last_due(self, request: Request, seconds: float, alone: float) -> float:
         """When the last image of `request` would be due if it came now; counts nothing."""
         return _due(request, self._arrival(request) + (request.num_images - 1) * seconds, alone)
+
+    def refund(self, client_id: str, seconds: float) -> None:
+        """Work that a client had asked for is not to be done."""
+        if client_id in self._busy_until:
+            self._busy_until[client_id] -= seconds
 
     def _arrival(self, request: Request) -> float:
         now = self._clock()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from engines.component import Arrays
 from engines.runner import Runner
 from server.conditioning import Condition
 from server.errors import ServerError
-from server.job import Bucket, Job
+from server.job import Job
 from server.noise import TorchGenerator
 from server.pipeline import Work
 from server.reply import Reply
@@ -86,6 +88,17 @@ class ListSink:
         return self._answered.wait(seconds)
 
 
+@contextmanager
+def restless_threads() -> Iterator[None]:
+    """Threads take turns every few instructions, so that races show."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
+
+
 class BlockableRunner:
     """A runner that can be held before each call, made to fail, and asked what it was fed."""
 
@@ -131,7 +144,7 @@ class DeafWatcher:
     def turned(self) -> None:
         pass
 
-    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+    def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
         pass
 
     def estimated(self, job: Job) -> None:

@@ -1,4 +1,4 @@
-"""A denoising loop that is driven turn by turn: real tables and latents, a network that can be made to fail, a clock."""
+"""A denoising loop that is driven turn by turn: real tables and latents, a clock, a network that fails when told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.errors import ProviderError
-from server.job import Bucket, Job
+from server.job import Job
 from server.levels import Choice
 from server.loop import DenoiseLoop
 from server.pipeline import Pipeline
@@ -82,6 +82,7 @@ class Looped(DeafWatcher):
         self.latents: dict[Job, Array] = {}
         self.ends: list[Job] = []
         self.calls: list[tuple[Job, ...]] = []
+        self.moved: list[tuple[Job, ...]] = []
         self.failures: list[tuple[tuple[Job, ...], bool]] = []
         self.broken = 0
         self.loop = DenoiseLoop(
@@ -101,9 +102,10 @@ class Looped(DeafWatcher):
         assert job.ended == seconds
         self.latents[job] = latent
 
-    def called(self, call: Call, bucket: Bucket, padded: int, seconds: float) -> None:
+    def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
         assert padded == self.unet.rows[-1]
         self.calls.append(call.jobs)
+        self.moved.append(tuple(moved))
 
     def failed(self, jobs: Sequence[Job], retried: bool) -> None:
         self.failures.append((tuple(jobs), retried))

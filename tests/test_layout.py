@@ -78,6 +78,7 @@ CATCH_ALL = {
     "server/service.py",  # the admission thread: it must outlive one request
     "server/decoder.py",  # the decoding thread: likewise
     "server/loop.py",  # the denoising thread: likewise
+    "server/reply.py",  # what one client's sink raises must not end a thread that serves others
     "server/metrics.py",  # the thread that exports: likewise
     "server/preview.py",  # the thread that encodes previews: likewise
     "server/triton_model.py",  # Triton's `execute()` and the threads behind it

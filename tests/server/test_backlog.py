@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.backlog import FINE_PER_SECOND, FINE_PER_WIDE, Backlog
+from tests.fakes import restless_threads
 
 
 def fine_bin(due: float) -> int:
@@ -118,10 +119,11 @@ def test_threads_that_change_it_at_once_lose_nothing() -> None:
             seen.extend((backlog.total(), backlog.ahead(20.0)))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)] + [threading.Thread(target=ask)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with restless_threads():
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
     assert all(0 <= seconds <= 0.5 * 4 + 1 and 0 <= jobs <= 8 for seconds, jobs in seen)
     assert backlog.total() == (1.0, 4)
     for number in range(4):

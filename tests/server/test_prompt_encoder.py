@@ -17,6 +17,7 @@ from engines.errors import ProviderError
 from server import prompt_encoder as module
 from server.chunks import MAX_CHUNKS
 from server.conditioning import Array, Text
+from server.errors import InvalidRequest
 from server.prompt_encoder import ROWS, PromptEncoder
 from server.request import PROMPT_SYNTAXES
 from server.tokenizer import PromptTokenizer
@@ -115,10 +116,16 @@ def test_a_plain_prompt_has_the_bits_of_the_text_encoder(encoder: PromptEncoder,
 
 
 def test_many_chunks_are_encoded_in_calls_of_so_many_rows(encoder: PromptEncoder, runner: TellingRunner) -> None:
-    words = [f"{one} {other}" for one in WORDS[4:10] for other in WORDS[4:10]]
+    words = [f"{one} {other}" for one in WORDS[4:9] for other in WORDS[4:10]]
     found = encoder.embed([text(" ".join(alphabet(20)), "a1111"), *map(text, words)])
     assert runner.rows[:2] == [ROWS, 3 + len(words) - ROWS]
     assert all(np.array_equal(found[text(pair)].states[:LENGTH], told(pair)) for pair in words)
+
+
+def test_texts_that_are_too_many_and_too_long_together_are_refused(encoder: PromptEncoder) -> None:
+    words = [f"{one} {other}" for one in WORDS[4:10] for other in WORDS[4:10]]
+    with pytest.raises(InvalidRequest, match=r"37 texts of up to 3 chunks; send at most 96 chunks"):
+        encoder.embed([text(" ".join(alphabet(20)), "a1111"), *map(text, words)])
 
 
 def test_layers_are_left_out_text_by_text(encoder: PromptEncoder, runner: TellingRunner) -> None:

@@ -217,6 +217,9 @@ BOUNDS = {
     "priority": (-10, 10),
     "timeout_ms": (0, 86_400_000),
     "progress_interval": (0, 500),
+    "preview_interval": (0, 500),
+    "stream_images": (0, 1),
+    "partial_result": (0, 1),
 }
 # These have a further rule at one of their ends, or need a certain value: see test_request_checks.
 NOT_AT_BOTH_ENDS = ("height", "width", "sigmas", "timesteps", "guidance_start", "guidance_end")

@@ -56,6 +56,10 @@ WHAT: dict[str, Any] = {
 }
 
 
+# Of answers without any.
+METADATA = "{}"
+
+
 def answer(size: int = 10, **metadata: Any) -> tuple[list[bytes], dict[str, Any]]:
     return [b"x" * size], metadata
 
@@ -97,7 +101,7 @@ def test_everything_else_does(name: str) -> None:
 
 
 def test_who_asked_first_is_not_told_to_others() -> None:
-    cache = ResponseCache(100)
+    cache = ResponseCache(1000)
     first = make_request(client_id="secret", request_id="mine", priority=3)
     request = {"prompt": "a red circle", "client_id": "secret", "request_id": "mine", "priority": 3}
     cache.put(first, answer(request=request))
@@ -135,12 +139,22 @@ def test_an_answer_beyond_the_limit_is_not_kept_and_costs_the_others_nothing() -
     assert cache.get(make_request(seed=2)) is None
 
 
-REQUESTS = [make_request(seed=seed) for seed in range(8)]
-STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 7), st.integers(0, 40)), max_size=40)
+def test_an_answer_that_is_asked_for_again_is_kept_longer() -> None:
+    cache = ResponseCache(30)
+    first, second, third = (make_request(seed=seed) for seed in range(3))
+    cache.put(first, answer())
+    cache.put(second, answer())
+    cache.get(first)
+    cache.put(third, answer(15))
+    assert [cache.get(request) is not None for request in (first, second, third)] == [True, False, True]
+
+
+REQUESTS = [make_request(seed=seed) for seed in range(5)]
+STEPS = st.lists(st.tuples(st.booleans(), st.integers(0, 4), st.integers(10, 40)), max_size=40)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
-@given(st.integers(0, 100), STEPS)
+@given(st.integers(20, 100), STEPS)
 def test_the_answers_asked_for_last_are_kept_up_to_so_many_bytes(
     limit: int, steps: list[tuple[bool, int, int]]
 ) -> None:
@@ -151,6 +165,7 @@ def test_the_answers_asked_for_last_are_kept_up_to_so_many_bytes(
         known = next((entry for entry in kept if entry[0] == number), None)
         if puts:
             cache.put(REQUESTS[number], answer(size))
+            size += len(METADATA)
             if known is None and size <= limit:
                 kept.append((number, size))
             while sum(entry[1] for entry in kept) > limit:
@@ -159,7 +174,7 @@ def test_the_answers_asked_for_last_are_kept_up_to_so_many_bytes(
         found = cache.get(REQUESTS[number])
         assert (found is None) == (known is None)
         if known is not None and found is not None:
-            assert len(found[0][0]) == known[1]
+            assert len(found[0][0]) + len(METADATA) == known[1]
             kept.remove(known)
             kept.append(known)
     assert cache._bytes == sum(size for _, size in kept) <= limit

@@ -292,3 +292,15 @@ def test_calls_are_made_smaller_for_a_guest_until_it_ends() -> None:
     for _ in range(5):
         witness.turn()
     assert witness.smaller == 10
+
+
+def test_of_two_guests_the_one_with_less_time_left_decides() -> None:
+    witness = GuestWitness(16)
+    for _ in range(6):
+        witness.add([2] * 40, 128, 2, due=5)
+    witness.add([2] * 10, 128, 2, due=4)
+    witness.now += 3 * device(2)
+    witness.add([2] * 10, 128, 2, due=3)
+    hurried, other = witness.jobs[-2:]
+    witness.turn()
+    assert (hurried.step_index, other.step_index) == (1, 0)
