@@ -204,4 +204,4 @@ def _kept_short(chosen: list[Job], curve: StepCurve, now: float) -> list[Job]:
         if not kept or curve.seconds(rows + job.rows) <= limit:
             kept.append(job)
             rows += job.rows
-    return kept
+    return kept if len(kept) < len(chosen) else chosen
