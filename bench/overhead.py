@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import queue
 import statistics
 import time
@@ -11,6 +13,7 @@ from typing import Any, TypeAlias
 
 from bench.latencies import milliseconds, percentile
 from bench.serving import fake_config, started
+from server.async_client import AsyncClient
 from server.client import Client
 from server.config import ServerConfig
 from server.errors import ServerError
@@ -75,17 +78,50 @@ class InProcess:
         mailbox.wait()
 
 
+class Streaming:
+    """A client of the stream, which unlike `server.client.Client` starts no thread for each request."""
+
+    def __init__(self, url: str) -> None:
+        self._runner = asyncio.Runner()
+        self._url = url
+
+    def __enter__(self) -> Streaming:
+        self._client = self._runner.run(self._opened())
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._runner.run(self._client.close())
+        self._runner.close()
+
+    async def _opened(self) -> AsyncClient:
+        return AsyncClient(self._url)
+
+    def ask(self, fields: Mapping[str, Value]) -> None:
+        self._runner.run(self._answered(fields))
+
+    async def _answered(self, fields: Mapping[str, Value]) -> None:
+        async with contextlib.aclosing(self._client.events(**fields)) as events:
+            async for event in events:
+                if event.result is not None:
+                    return
+
+
 def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
     """Latency in process, of the unary model and of the stream, asked in turn; milliseconds.
 
     Calls of the UNet take next to no time, so that what is left is the host's.
     """
     config = fake_config(model, ())
-    with InProcess(config) as alone, started(config, log) as server, Client(server.grpc_url) as client:
+    with (
+        InProcess(config) as alone,
+        started(config, log) as server,
+        Client(server.grpc_url) as client,
+        Streaming(server.grpc_url) as streaming,
+    ):
         ways: dict[str, Way] = {
             "in_process": alone.ask,
             "unary": lambda fields: client.generate(**fields),
-            "stream": lambda fields: client.stream(None, None, None, **fields),
+            "stream": streaming.ask,
         }
         seconds = in_turn(ways, repeats)
     pooled = {way: [s for steps in STEPS for s in seconds[way][steps]] for way in ways}

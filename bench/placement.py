@@ -39,8 +39,8 @@ class Seconds:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
     parser.add_argument("--provider", default="auto", help="auto, cpu, openvino, cuda, tensorrt, or fake")
-    parser.add_argument("--repeats", type=int, default=30, help="requests to each server, for each number of images")
-    parser.add_argument("--images", default="1,8", help="of one request, with commas; each is two rows of a UNet call")
+    parser.add_argument("--repeats", type=int, default=30, help="requests to each server")
+    parser.add_argument("--images", type=int, default=1, help="of one request; each is two rows of every UNet call")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the servers' messages")
 
@@ -51,34 +51,40 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ServerError: numbers that are none, or a server that does not start.
     """
-    try:
-        counts = [int(part) for part in options.images.split(",")]
-    except ValueError:
-        raise ServerError(f"--images is {options.images!r}: give whole numbers with commas between them") from None
-    if min(options.repeats, options.steps, *counts) < 1:
+    if min(options.repeats, options.steps, options.images) < 1:
         raise ServerError("--repeats, --steps and --images must be at least 1")
     model = options.model.resolve()
     PipelineSpec.read(model)
-    base = ServerConfig(model, options.provider, text_encoder=IN_PROCESS, unet=IN_PROCESS, vae_decoder=IN_PROCESS)
+    rows = 2 * options.images
+    base = ServerConfig(
+        model=model,
+        provider=options.provider,
+        max_rows=rows,
+        # Every call takes all images of a request, however long such a call is found to take.
+        batch_sizes=(rows,),
+        text_encoder=IN_PROCESS,
+        unet=IN_PROCESS,
+        vae_decoder=IN_PROCESS,
+    )
     moved: dict[str, dict[str, Any]] = {name: {name: "triton"} for name in COMPONENTS}
     configs = {IN_PROCESS: base, **{name: replace(base, **change) for name, change in moved.items()}}
     with contextlib.ExitStack() as stack:
-        clients = {}
-        for name, config in configs.items():
-            server = stack.enter_context(started(config, options.out / f"placement-{name}.log"))
-            clients[name] = stack.enter_context(Client(server.grpc_url))
-        found = {count: _asked_in_turn(clients, count, options.steps, options.repeats) for count in counts}
-    return {
-        "images_per_request": {str(count): summary(seconds) for count, seconds in found.items()},
-        "settings": {"steps": options.steps, "repeats": options.repeats, "provider": options.provider},
-    }
+        servers = {
+            name: stack.enter_context(started(config, options.out / f"placement-{name}.log"))
+            for name, config in configs.items()
+        }
+        # gRPC is in the way of starting processes, so there is no client before all servers run.
+        clients = {name: stack.enter_context(Client(server.grpc_url)) for name, server in servers.items()}
+        found = _asked_in_turn(clients, options.images, options.steps, options.repeats)
+    names = ("steps", "images", "repeats", "provider")
+    return {"placements": summary(found), "settings": {name: getattr(options, name) for name in names}}
 
 
 def _asked_in_turn(clients: Mapping[str, Client], images: int, steps: int, repeats: int) -> dict[str, Seconds]:
     seconds = {name: Seconds() for name in clients}
     for turn in range(-WARM_UP, repeats):
         # A prompt that was encoded before would not be encoded again.
-        prompt = f"a red circle on a blue background {images} {turn}"
+        prompt = f"a red circle on a blue background {turn}"
         for name, client in clients.items():
             begun = time.perf_counter()
             result = client.generate(prompt=prompt, seed=1, num_inference_steps=steps, num_images=images)

@@ -20,7 +20,7 @@ SHARE_OF_ROOM = 8
 RETRY_SECONDS = 1.0
 # What others are predicted to cost a request with a deadline is counted so many times: those that are due earlier may
 # still come, and a request that misses its deadline by little has taken all its calls from the others for nothing.
-CAUTION = 1.3
+CAUTION = 1.5
 
 
 @dataclass(frozen=True, slots=True)

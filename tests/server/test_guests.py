@@ -90,7 +90,7 @@ def test_an_overloaded_server_does_not_make_small_calls_for_guests_that_are_late
     server.serve(poisson(1.3 * capacity, 250, (4, 20, 50), seed=5))
     rows = [rows for _, rows in server.calls]
     busy = rows[len(rows) // 5 : -len(rows) // 5]
-    assert sum(busy) / len(busy) >= 0.95 * 14
+    assert sum(busy) / len(busy) >= 0.9 * 14
 
 
 def test_nobody_is_forgotten_under_a_mixed_load() -> None:

@@ -170,6 +170,16 @@ def test_a_partial_result_without_an_image_is_the_reason() -> None:
     assert_failed(reply, TimedOut)
 
 
+def test_there_is_no_partial_result_before_there_are_jobs_nor_for_a_client_that_left() -> None:
+    unread, left = reply_to(2, partial_result=1), reply_to(2, partial_result=1)
+    unread.jobs = ()
+    assert unread.give_up(Cancelled("enough"))
+    assert_failed(unread, Cancelled)
+    left.add_image(0, b"", timing())
+    assert left.give_up(Cancelled("left"), partial=False)
+    assert_failed(left, Cancelled)
+
+
 def test_a_request_for_partial_results_can_still_fail() -> None:
     reply = reply_to(2, partial_result=1)
     reply.add_image(0, b"", timing())
@@ -239,21 +249,49 @@ def test_the_clean_latent_is_wanted_for_previews_and_partial_results(fields: dic
 
 
 class FailingSink(ListSink):
-    """A client that is gone."""
+    """A client that cannot be told anything but an error, and not even that if it is `gone`."""
+
+    gone = False
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        raise ConnectionError("no progress")
+
+    def preview(self, event: Mapping[str, Any], data: bytes) -> None:
+        raise ConnectionError("no previews")
 
     def finish(self, images: list[bytes], metadata: Mapping[str, Any]) -> None:
-        super().finish(images, metadata)
-        raise ConnectionError("gone")
+        raise ConnectionError("no images")
+
+    def fail(self, error: ServerError) -> None:
+        if self.gone:
+            raise ConnectionError("no error")
+        super().fail(error)
 
 
-def test_a_request_is_closed_though_its_sink_fails() -> None:
+@pytest.mark.parametrize("gone", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_sink_that_fails_harms_nobody_and_its_request_is_closed(gone: bool, fails: bool) -> None:
     closed: list[Reply] = []
+
+    def close(reply: Reply) -> None:
+        closed.append(reply)
+        raise RuntimeError("a defect of ours")
+
     sink = FailingSink()
-    reply = Reply(make_request(), sink, closed.append)
-    reply.add_image(0, b"", timing())
-    assert isinstance(reply.error, ServerError), "a failed answer is followed by an error, if that can be sent"
+    sink.gone = gone
+    reply = Reply(make_request(progress_interval=1), sink, close)
+    reply.jobs = reply_to().jobs
+    reply.step_done(lambda _: {})
+    reply.add_preview(0, 1, b"")
+    if fails:
+        reply.fail(ServerError("it failed"))
+    else:
+        reply.add_image(0, b"", timing())
     reply.fail(ServerError("late"))
-    assert (closed, reply.answered, reply.result) == ([reply], True, None)
+    assert (closed, reply.answered, sink.answers) == ([reply], True, not gone)
+    assert reply.result is None
+    assert ("it failed" if fails else "could not be sent: no images") in str(reply.error)
+    assert sink.error is (None if gone else reply.error)
 
 
 def raced(reply: FakeReply, actions: list[Told]) -> None:

@@ -139,6 +139,14 @@ def test_an_answer_beyond_the_limit_is_not_kept_and_costs_the_others_nothing() -
     assert cache.get(make_request(seed=2)) is None
 
 
+def test_metadata_counts_too() -> None:
+    cache = ResponseCache(100)
+    cache.put(make_request(), answer(50, tokens="x" * 100))
+    assert cache.get(make_request()) is None
+    cache.put(make_request(), answer(50, tokens="x" * 20))
+    assert cache.get(make_request()) is not None
+
+
 def test_an_answer_that_is_asked_for_again_is_kept_longer() -> None:
     cache = ResponseCache(30)
     first, second, third = (make_request(seed=seed) for seed in range(3))

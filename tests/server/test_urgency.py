@@ -113,6 +113,17 @@ def test_when_the_last_image_would_be_due_is_what_it_is_then_due(images: int) ->
     assert foreseen == pytest.approx([dues[-1]] * 3)
 
 
+def test_what_is_refunded_is_not_owed_and_is_no_credit() -> None:
+    line = Line()
+    for _ in range(10):
+        line.due("a")
+    line.urgency.refund("a", 4 * SECONDS)
+    assert line.due("a") == pytest.approx(STRETCH * ALONE + 6 * SECONDS)
+    line.urgency.refund("a", 100.0)
+    line.urgency.refund("nobody", 100.0)
+    assert [line.due("a"), line.due("nobody")] == pytest.approx([STRETCH * ALONE] * 2)
+
+
 def test_clients_are_forgotten_but_not_while_they_owe() -> None:
     line, chance = Line(), random.Random(1)
     for number in range(20 * CLIENTS_KEPT):
