@@ -99,6 +99,10 @@ class Streaming:
     def ask(self, fields: Mapping[str, Value]) -> None:
         self._runner.run(self._answered(fields))
 
+    def ping(self, fields: Mapping[str, Value]) -> None:
+        """Only ask whether the server is ready."""
+        self._runner.run(self._client.is_ready())
+
     async def _answered(self, fields: Mapping[str, Value]) -> None:
         async with contextlib.aclosing(self._client.events(**fields)) as events:
             async for event in events:
@@ -109,7 +113,8 @@ class Streaming:
 def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
     """Latency in process, of the unary model and of the stream, asked in turn; milliseconds.
 
-    Calls of the UNet take next to no time, so that what is left is the host's.
+    Calls of the UNet take next to no time, so that what is left is the host's. A ping is the least that anything asked
+    over gRPC takes on this machine.
     """
     config = fake_config(model, ())
     with (
@@ -122,6 +127,7 @@ def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
             "in_process": alone.ask,
             "unary": lambda fields: client.generate(**fields),
             "stream": streaming.ask,
+            "ping": streaming.ping,
         }
         seconds = in_turn(ways, repeats)
     pooled = {way: [s for steps in STEPS for s in seconds[way][steps]] for way in ways}

@@ -14,12 +14,16 @@ import grpc  # type: ignore[import-untyped]
 import tritonclient.grpc.aio as aio
 from tritonclient.utils import InferenceServerException
 
-from server.client import ERRORS, STATUS_ON_STREAMS, Result, input_tensors
-from server.errors import Overloaded, ServerError
+from server.client import ERRORS, Result, input_tensors
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.repository import FACE, STREAM
 from server.request import CANCEL, Value
 
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
+# The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
+# crashes its release 2.51.0 once in some thousand failures, and sooner when clients close their side of a stream first.
+ERRORS_AS_DATA = "errors_as_data"
+KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
     r"failed to connect|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|goaway|"
@@ -74,6 +78,13 @@ class AsyncClient:
         """Close the connection; open requests end as `Disconnected`, and the server cancels them."""
         await self._client.close()
 
+    async def is_ready(self) -> bool:
+        """Whether the server answers that all its models are ready."""
+        try:
+            return bool(await self._client.is_server_ready())
+        except InferenceServerException:
+            return False
+
     async def generate(self, **fields: Value) -> Result:
         """Ask the unary model; fields are those of `server.request.FIELDS`.
 
@@ -103,14 +114,11 @@ class AsyncClient:
         """
 
         async def asked() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": STREAM, "inputs": tensors}
-            # Triton 2.51.0 crashes when it answers with an error on a stream whose client has said that it is done.
-            await over.wait()
+            yield {"model_name": STREAM, "inputs": tensors, "parameters": {ERRORS_AS_DATA: True}}
 
-        tensors = input_tensors(fields)
-        over, answered = asyncio.Event(), False
-        # Without the header a stream tells no status codes.
-        answers = self._client.stream_infer(asked(), headers=STATUS_ON_STREAMS)
+        tensors, answered = input_tensors(fields), False
+        failure: ServerError | None = None
+        answers = self._client.stream_infer(asked())
         try:
             with _translating():
                 async for answer, error in answers:
@@ -118,20 +126,30 @@ class AsyncClient:
                         raise error
                     if answered:
                         raise ServerError("the stream went on after its answer")
-                    event = _event(answer)
-                    if event.kind == "result":
-                        answered = True
-                        over.set()
-                    yield event
+                    failure = _failure(answer)
+                    event = None if failure else _event(answer)
+                    answered = event is None or event.kind == "result"
+                    if event is not None:
+                        yield event
         finally:
-            over.set()
             answers.cancel()
-        if not answered:
-            raise ServerError("the stream ended without an answer")
+        if not answered or failure is not None:
+            raise failure or ServerError("the stream ended without an answer")
 
     async def _infer(self, fields: Mapping[str, Value]) -> Any:
         with _translating():
             return await self._client.infer(FACE, input_tensors(fields))
+
+
+def _failure(answer: Any) -> ServerError | None:
+    """The failure that a stream's message tells, if it does."""
+    if all(tensor.name != "error" for tensor in answer.get_response().outputs):
+        return None
+    told = json.loads(answer.as_numpy("error")[0])
+    failure = KINDS.get(told["code"], ServerError)(told["message"])
+    if isinstance(failure, Overloaded):
+        failure.retry_after_ms = told.get("retry_after_ms")
+    return failure
 
 
 def _event(answer: Any) -> Event:

@@ -52,6 +52,7 @@ class Job:
         ended: when it was done or given up; 0 before.
         call_share: the part of all its calls that was its own: 1 / jobs in the call, summed.
         failures: failed calls that it was part of.
+        suspect: whether the last of its calls has failed.
         clean: the estimate of the clean latent after its last call, where somebody may want it.
     """
 
@@ -71,6 +72,7 @@ class Job:
     ended: float = 0.0
     call_share: float = 0.0
     failures: int = 0
+    suspect: bool = False
     clean: npt.NDArray[np.float32] | None = None
 
     @property

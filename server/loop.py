@@ -170,6 +170,8 @@ class DenoiseLoop:
         if broken:
             self._suspect(batch, broken, "the UNet's output is not finite: it overflowed; try other settings")
         healthy = [job for job in batch.jobs if job not in broken]
+        for job in healthy:
+            job.suspect = False
         finished = self._scheduler.update(healthy)
         self._tell(made, healthy)
         for job in finished:
@@ -243,15 +245,17 @@ class DenoiseLoop:
             self._watcher.broke()
 
     def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
-        """Try each job of a failed call once more without the others; who fails alone is at fault."""
-        alone = len(batch.jobs) == 1
-        self._watcher.failed(jobs, retried=not alone)
+        """Try each job of a failed call once more without others; who then fails alone is at fault."""
+        at_fault = [job for job in jobs if job.suspect and len(batch.jobs) == 1]
+        self._watcher.failed(jobs, retried=not at_fault)
         for job in jobs:
             job.failures += 1
-            if alone:
-                job.reply.fail(ServerError(reason))
-                self._give_up(job.reply)
-        if not alone:
+            job.suspect = True
+        for job in at_fault:
+            self._end(job, JobStatus.FAILED)
+            job.reply.fail(ServerError(reason))
+            self._give_up(job.reply)
+        if not at_fault:
             self._scheduler.isolate(job for job in jobs if job.status not in FINAL)
 
     def _give_up(self, reply: Reply) -> None:
@@ -259,13 +263,16 @@ class DenoiseLoop:
         for job in reply.jobs:
             if job.status in FINAL:
                 continue
-            if job.slot >= 0:
-                self._states[job.bucket].leave(job)
-            if job.status is not JobStatus.NEW:
-                self._scheduler.end(job, JobStatus.CANCELLED)
-            job.status, job.ended = JobStatus.CANCELLED, self._clock()
-            self._watcher.ended(job)
+            self._end(job, JobStatus.CANCELLED)
             if job.clean is not None and not reply.answered:
                 self._finished(job, job.clean, job.ended)
             else:
                 reply.leave_out(job.index)
+
+    def _end(self, job: Job, status: JobStatus) -> None:
+        if job.slot >= 0:
+            self._states[job.bucket].leave(job)
+        if job.status is not JobStatus.NEW:
+            self._scheduler.end(job, status)
+        job.status, job.ended = status, self._clock()
+        self._watcher.ended(job)

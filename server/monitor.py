@@ -111,8 +111,9 @@ class Monitor:
     def ended(self, job: Job) -> None:
         left = job.calls - job.step_index
         self._admission.backlog.change(job.due, -left * job.seconds, -1)
-        if job.status is JobStatus.CANCELLED:
+        if left:
             self._admission.refund(job.request, left * job.seconds)
+        if job.status is JobStatus.CANCELLED:
             self.metrics.count("cancelled_steps_saved_total", left)
 
     def broke(self) -> None:

@@ -22,6 +22,8 @@ from tests.fakes import DeafWatcher, FakeReply, make_job, trained
 
 SHAPE = (4, 3, 2)
 CALL_SECONDS = 0.1
+# More calls than any test needs.
+ENDLESS = 5000
 # What happens to a call of jobs with these numbers: it raises, or it gives NaN for some of them.
 Fault = Callable[[frozenset[int]], bool | frozenset[int]]
 
@@ -83,6 +85,9 @@ class Looped(DeafWatcher):
         self.ends: list[Job] = []
         self.calls: list[tuple[Job, ...]] = []
         self.moved: list[tuple[Job, ...]] = []
+        self.steps: dict[Job, int] = {}
+        # Told at the end, since the loop survives what a watcher raises.
+        self.wrong: list[str] = []
         self.failures: list[tuple[tuple[Job, ...], bool]] = []
         self.broken = 0
         self.loop = DenoiseLoop(
@@ -96,6 +101,7 @@ class Looped(DeafWatcher):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.loop.close()
+        assert kind is not None or not self.wrong
 
     def finished(self, job: Job, latent: Array, seconds: float) -> None:
         assert job not in self.latents, "handed on twice"
@@ -103,9 +109,14 @@ class Looped(DeafWatcher):
         self.latents[job] = latent
 
     def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
-        assert padded == self.unet.rows[-1]
+        if padded != self.unet.rows[-1]:
+            self.wrong.append(f"{padded} rows told, {self.unet.rows[-1]} called")
         self.calls.append(call.jobs)
         self.moved.append(tuple(moved))
+        for job in moved:
+            self.steps[job] = self.steps.get(job, 0) + 1
+            if job.step_index != self.steps[job]:
+                self.wrong.append(f"step {self.steps[job]} was told when {job.step_index} were counted")
 
     def failed(self, jobs: Sequence[Job], retried: bool) -> None:
         self.failures.append((tuple(jobs), retried))
@@ -125,8 +136,10 @@ class Looped(DeafWatcher):
         return self.loop.step()
 
     def drain(self) -> None:
-        while self.turn():
-            continue
+        for _ in range(ENDLESS):
+            if not self.turn():
+                return
+        raise AssertionError("jobs are called for ever")
 
 
 def drawing(

@@ -100,17 +100,31 @@ def test_a_query_looks_at_seconds_and_not_at_jobs(jobs: int) -> None:
     assert backlog.ahead(130.0)[1] == pytest.approx(jobs / 2, rel=0.02, abs=1)
 
 
+class Interruptible(float):
+    """A number at whose additions other threads take over."""
+
+    def __radd__(self, other: float) -> float:
+        return other + float(self)
+
+    def __neg__(self) -> Interruptible:
+        return Interruptible(-float(self))
+
+
 def test_threads_that_change_it_at_once_lose_nothing() -> None:
     backlog, start = Backlog(), threading.Barrier(5)
     seen: list[tuple[float, int]] = []
+    kept = (10.0, 17.0, 25.0)
+    for due in kept:
+        # In each wide bin, which would begin anew if it were empty at times.
+        backlog.change(due, 1.0, 1)
 
     def work(thread: int) -> None:
         start.wait()
         for number in range(400):
             due = 10.0 + (number * 7 + thread) % 50 / 3
-            backlog.change(due, 0.5, 1)
-            backlog.spend([(due, 0.25), (due, 0.125)])
-            backlog.change(due, -0.125, -1)
+            backlog.change(due, Interruptible(0.5), 1)
+            backlog.spend([(due, Interruptible(0.25)), (due, Interruptible(0.125))])
+            backlog.change(due, Interruptible(-0.125), -1)
         backlog.change(11.0 + thread, 0.25, 1)
 
     def ask() -> None:
@@ -124,8 +138,10 @@ def test_threads_that_change_it_at_once_lose_nothing() -> None:
             thread.start()
         for thread in threads:
             thread.join()
-    assert all(0 <= seconds <= 0.5 * 4 + 1 and 0 <= jobs <= 8 for seconds, jobs in seen)
-    assert backlog.total() == (1.0, 4)
+    assert all(0 <= seconds <= 0.5 * 4 + 4 and 0 <= jobs <= 11 for seconds, jobs in seen)
+    assert backlog.total() == (4.0, 7)
     for number in range(4):
         backlog.change(11.0 + number, -0.25, -1)
+    for due in kept:
+        backlog.change(due, -1.0, -1)
     assert (len(backlog._fine), len(backlog._wide)) == (0, 0)
