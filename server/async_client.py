@@ -14,16 +14,12 @@ import grpc  # type: ignore[import-untyped]
 import tritonclient.grpc.aio as aio
 from tritonclient.utils import InferenceServerException
 
-from server.client import ERRORS, Result, input_tensors
-from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
+from server.client import ERRORS, ERRORS_AS_DATA, KINDS, Result, input_tensors
+from server.errors import Overloaded, ServerError
 from server.repository import FACE, STREAM
 from server.request import CANCEL, Value
 
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
-# The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
-# crashes its release 2.51.0 once in some thousand failures, and sooner when clients close their side of a stream first.
-ERRORS_AS_DATA = "errors_as_data"
-KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
     r"failed to connect|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|goaway|"

@@ -27,7 +27,10 @@ ERRORS: dict[str, type[ServerError]] = {
     "NOT_FOUND": NotFound,
     "CANCELLED": Cancelled,
 }
-STATUS_ON_STREAMS = {"triton_grpc_error": "true"}
+KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
+# The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
+# crashes its release 2.51.0 once in some thousand failures, and sooner when clients close their side of a stream first.
+ERRORS_AS_DATA = "errors_as_data"
 Progress = Callable[[Mapping[str, Any]], None]
 Picture = Callable[[Mapping[str, Any], bytes], None]
 
@@ -126,6 +129,9 @@ class Client:
         images: dict[int, bytes] = {}
         for answer in self._answers({**asked, **fields}):
             outputs = {tensor.name for tensor in answer.get_response().outputs}
+            if "error" in outputs:
+                failure = json.loads(answer.as_numpy("error")[0])
+                raise KINDS.get(failure["code"], ServerError)(failure["message"])
             if "metadata" in outputs:
                 return _result(answer, outputs, images)
             event = json.loads(answer.as_numpy("progress")[0]) if "progress" in outputs else {}
@@ -155,13 +161,13 @@ class Client:
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
         inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        # Without the header a stream tells no status codes.
-        self._client.start_stream(lambda result, error: inbox.put((result, error)), headers=STATUS_ON_STREAMS)
+        self._client.start_stream(lambda result, error: inbox.put((result, error)))
         finished = False
         try:
             # A stream that is already dead refuses the request; its reason comes through the callback.
             with contextlib.suppress(InferenceServerException):
-                self._client.async_stream_infer(STREAM, tensors, enable_empty_final_response=True)
+                asked = {ERRORS_AS_DATA: True}
+                self._client.async_stream_infer(STREAM, tensors, enable_empty_final_response=True, parameters=asked)
             while not finished:
                 answer, error = inbox.get()
                 if error is not None:
