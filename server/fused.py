@@ -18,6 +18,9 @@ from server.table import A1, FUSED_M, FUSED_X, HISTORY, KEEPS_H, KEEPS_X, B, N, 
 X, X_PREV, H = 0, 1, 2
 NOISE = H + HISTORY
 KEPT = NOISE + 1
+# Floats between two kept latents beyond their size. Latents are as large as a power of two; without a gap, the same
+# element of all of them would fall into the same few lines of a cache.
+GAP = 528
 # Floats of a block: a few buffers of this size stay in 32 KiB.
 BLOCK = 2048
 
@@ -27,10 +30,13 @@ _floats = types.Array(types.float32, 1, "C")
 _integers = types.Array(types.int64, 1, "C")
 
 
-@njit(types.void(_states, _integers, _integers, _floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def gather(state: Any, slots: Any, owners: Any, c_in: Any, sample: Any) -> None:
-    """The UNet's latents: sample[row] = c_in[job] * its latent for job = owners[row]; zeros for a job of -1."""
-    for row in range(sample.shape[0]):
+@njit(types.void(_states, _integers, _integers, _integers, _floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def gather(state: Any, slots: Any, owners: Any, order: Any, c_in: Any, sample: Any) -> None:
+    """The UNet's latents: sample[row] = c_in[job] * its latent for job = owners[row]; zeros for a job of -1.
+
+    Rows are written in this order: those of a job one after the other, while its latent is in the cache.
+    """
+    for row in order:
         target, job = sample[row], owners[row]
         if job < 0:
             target[:] = 0
@@ -128,7 +134,7 @@ def advance(
     """Guide the UNet's output and move every job's latent along its line of the table, in place.
 
     Args:
-        state: (capacity, KEPT, size).
+        state: (capacity, KEPT, pitch), of which the first size are used.
         output: (rows, size): positives of the jobs, then negatives, then further positives; padding may follow.
         moves: (jobs, ...) of the tables.
         slots, steps: (jobs,) lines in the state, -1 for a job that is not to be moved; and UNet calls done.
@@ -137,7 +143,7 @@ def advance(
         shares: (jobs,) how much of guidance is rescaled.
         scales: (jobs + further positives,) guidance scales, job after job.
     """
-    size = state.shape[2]
+    size = output.shape[1]
     buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     first_scale = 0
     for i in range(len(slots)):

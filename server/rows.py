@@ -48,6 +48,7 @@ class Layout:
     Attributes:
         rows: without padding.
         owners: (padded rows,) the index of the job of each row, -1 for padding.
+        order: (padded rows,) the rows job by job.
         negatives: (jobs,) the negative row of each job, -1 where it has none.
         further: (jobs + 1,) where the further positive rows of each job begin.
         scales: (jobs + further rows,) guidance scales, job after job.
@@ -56,6 +57,7 @@ class Layout:
 
     rows: int
     owners: Integers
+    order: Integers
     negatives: Integers
     further: Integers
     scales: Array
@@ -79,6 +81,7 @@ class Layout:
         return cls(
             rows=rows,
             owners=np.array(owners, np.int64),
+            order=np.argsort(owners, kind="stable").astype(np.int64),
             negatives=negatives,
             further=np.array(further, np.int64),
             scales=np.array([scale for condition in conditions for scale in condition.scales], np.float32),
@@ -131,7 +134,8 @@ class BucketState:
         self._capacity = capacity
         self._shape = shape
         size = int(np.prod(shape))
-        self._kept = np.zeros((capacity, fused.KEPT, size), np.float32)
+        self._size = size
+        self._kept = np.zeros((capacity, fused.KEPT, size + fused.GAP), np.float32)
         self._sample = np.zeros((0, *shape), np.float32)
         self._batch_sizes = tuple(batch_sizes)
         self._layout: Layout | None = None
@@ -146,7 +150,7 @@ class BucketState:
         if len(self.jobs) == self._capacity:
             raise RuntimeError(f"all {self._capacity} slots are taken")
         latent = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
-        self._kept[len(self.jobs), fused.X] = latent
+        self._kept[len(self.jobs), fused.X, : self._size] = latent
         job.slot = len(self.jobs)
         self.jobs.append(job)
 
@@ -167,7 +171,7 @@ class BucketState:
 
     def latent(self, job: Job) -> Array:
         """A copy of a job's latent, (c, h, w)."""
-        values: Array = self._kept[job.slot, fused.X].reshape(self._shape).copy()
+        values: Array = self._kept[job.slot, fused.X, : self._size].reshape(self._shape).copy()
         return values
 
     def call(self, batch: Batch) -> Call:
@@ -205,7 +209,7 @@ class BucketState:
         """Draw the noise that follows the call; what was drawn for a call that failed serves when it is made again."""
         for job in call.jobs:
             if job.work.table.draws[job.step_index] and job.drawn < job.step_index:
-                self._kept[job.slot, fused.NOISE] = job.work.noise.normal(self._shape).ravel()
+                self._kept[job.slot, fused.NOISE, : self._size] = job.work.noise.normal(self._shape).ravel()
                 job.drawn = job.step_index
 
     def broken(self, call: Call, output: Array) -> list[Job]:
@@ -225,9 +229,9 @@ class BucketState:
         """The clean latent that the output says job `index` of the call will come to, (c, h, w); before `advance`."""
         layout, job = call.layout, call.jobs[index]
         first = index + int(layout.further[index] - layout.further[0])
-        clean = np.empty(self._kept.shape[2], np.float32)
+        clean = np.empty(self._size, np.float32)
         fused.estimate(
-            self._kept[job.slot, fused.X],
+            self._kept[job.slot, fused.X, : self._size],
             fused.flat(output),
             index,
             int(layout.negatives[index]),
