@@ -200,7 +200,12 @@ class BucketState:
             self._sample = np.zeros((rows, *self._shape), np.float32)
         sample = self._sample[:rows]
         fused.gather(
-            self._kept, call.slots, layout.owners, np.ascontiguousarray(call.moves[:, C_IN]), fused.flat(sample)
+            self._kept,
+            call.slots,
+            layout.owners,
+            layout.order,
+            np.ascontiguousarray(call.moves[:, C_IN]),
+            fused.flat(sample),
         )
         timestep = np.append(call.moves[:, TIMESTEP], np.float32(0))[layout.owners]
         return {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
