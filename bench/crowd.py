@@ -25,7 +25,7 @@ SETTLE_SECONDS = 0.05
 ENDLESS_STEPS = 500
 # A second, far more than the server can serve; and at a time, where each waits for the others' turn on the processors.
 FLOOD_RATE, CROWD = 100, 16
-TIMEOUT_MS = 350
+TIMEOUT_MS = 500
 # Less than what is ahead in the queue takes, and more than a request takes alone.
 PROBE_MS, TRIES = 2000, 50
 GUEST_STEPS, COMPANION_STEPS = 10, 50

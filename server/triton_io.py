@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,12 +34,17 @@ RESERVED_PARAMETERS = (
 )
 
 
+# A thread that has something to send waits so long for one that computes; Python's default is 5 ms.
+SWITCH_SECONDS = 0.0005
+
+
 def deployment(arguments: Mapping[str, str]) -> ServerConfig:
     """The deployment that `launch` wrote into the model's configuration.
 
     Raises:
         StartupError: there is none, or two checkouts are mixed.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     ours, theirs = Path(__file__).resolve().parent.parent, Path(engines.__file__ or "").resolve().parent.parent
     if ours != theirs:
         raise StartupError(

@@ -1,9 +1,13 @@
 """Checkpoints and exports that tests share; each is made at most once per run."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+
+from engines.catalog import Widths, text_to_image_components
+from engines.component import Component, PipelineSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 EMBEDDED = ROOT / "export" / "embedded" / "checkpoint"
@@ -99,4 +103,50 @@ def embedded_export() -> Path:
 
     folder = ROOT / "out" / "export"
     export_checkpoint(Checkpoint.open(str(EMBEDDED)), folder, [(128, 128), (192, 192)])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export folder whose components have no files; `provider="fake"` serves it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("fake_export")
+    widths = Widths(context_length=77, context_width=8, latent_channels=4, unet_channels=4, downscale=8)
+    components = {
+        name: Component(name, f"{name}.onnx", inputs, outputs)
+        for name, (inputs, outputs) in text_to_image_components(widths).items()
+    }
+    spec = PipelineSpec(
+        checkpoint="tests/fake",
+        family="sd1",
+        fingerprint="0" * 64,
+        key="1" * 64,
+        prediction_type="epsilon",
+        scaling_factor=0.18215,
+        latent_channels=4,
+        downscale=8,
+        schedule={
+            "_class_name": "DDIMScheduler",
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+            "steps_offset": 1,
+            "timestep_spacing": "leading",
+        },
+        resolutions=((64, 64), (128, 128)),
+        tokenizer="tokenizer",
+        tokenizer_sha256="",
+        context_length=77,
+        text_layers=12,
+        components=components,
+    )
+    spec.write(folder)
+    words = ["<start>", "<end>", "<unknown>", *"abcdefghijklmnopqrstuvwxyz"]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    (folder / "tokenizer").mkdir()
+    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
+    special = {"start": "<start>", "end": "<end>", "pad": "<end>"}
+    (folder / "tokenizer" / "config.json").write_text(json.dumps(special))
     return folder

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from engines.catalog import Widths, text_to_image_components
-from engines.component import Component, PipelineSpec
+from engines.component import PipelineSpec
 from engines.runner import FakeRunner
 from server.config import ServerConfig
 from server.pipeline import Pipeline
@@ -18,52 +16,6 @@ from tests.fakes import BlockableRunner
 
 # A call of any size takes as long, so that calls are filled.
 EVEN = ((2, 0.002), (16, 0.002))
-
-
-@pytest.fixture(scope="session")
-def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An export folder whose components have no files; `provider="fake"` serves it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    folder = tmp_path_factory.mktemp("fake_export")
-    widths = Widths(context_length=77, context_width=8, latent_channels=4, unet_channels=4, downscale=8)
-    components = {
-        name: Component(name, f"{name}.onnx", inputs, outputs)
-        for name, (inputs, outputs) in text_to_image_components(widths).items()
-    }
-    spec = PipelineSpec(
-        checkpoint="tests/fake",
-        family="sd1",
-        fingerprint="0" * 64,
-        key="1" * 64,
-        prediction_type="epsilon",
-        scaling_factor=0.18215,
-        latent_channels=4,
-        downscale=8,
-        schedule={
-            "_class_name": "DDIMScheduler",
-            "beta_start": 0.00085,
-            "beta_end": 0.012,
-            "beta_schedule": "scaled_linear",
-            "steps_offset": 1,
-            "timestep_spacing": "leading",
-        },
-        resolutions=((64, 64), (128, 128)),
-        tokenizer="tokenizer",
-        tokenizer_sha256="",
-        context_length=77,
-        text_layers=12,
-        components=components,
-    )
-    spec.write(folder)
-    words = ["<start>", "<end>", "<unknown>", *"abcdefghijklmnopqrstuvwxyz"]
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unknown>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    (folder / "tokenizer").mkdir()
-    tokenizer.save(str(folder / "tokenizer" / "tokenizer.json"))
-    special = {"start": "<start>", "end": "<end>", "pad": "<end>"}
-    (folder / "tokenizer" / "config.json").write_text(json.dumps(special))
-    return folder
 
 
 @pytest.fixture
