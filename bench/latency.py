@@ -28,7 +28,7 @@ ADDED_P50, FREED_P99, REFUSED_P99, LATE_P99, GUEST_STRETCH = 2.0, 50.0, 10.0, 50
 def add_options(parser: argparse.ArgumentParser) -> None:
     listed = "; ".join(f"{name}: {meaning}" for name, meaning in PARTS.items())
     parser.add_argument("--parts", default=",".join(PARTS), help=f"with commas, of these: {listed}")
-    parser.add_argument("--repeats", type=int, default=100, help="of every measurement")
+    parser.add_argument("--repeats", type=int, default=100, help="of every measurement; 100 take some six minutes")
     parser.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="model of a device")
     parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
     parser.add_argument("--log", type=Path, default=Path("out/triton.log"), help="file for the server's messages")
