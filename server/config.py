@@ -78,7 +78,7 @@ class ServerConfig:
             sizes, curve = values.get("batch_sizes", ()), values.get("step_seconds", ())
             lists = {"batch_sizes": tuple(sizes), "step_seconds": tuple((int(r), float(s)) for r, s in curve)}
             return cls(**{**known, **lists, "model": Path(values["model"])})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StartupError(
                 f"the model's `deployment` parameter cannot be read ({error}); start it with `python -m server launch`"
             ) from error

@@ -19,8 +19,16 @@ SPECIAL = ServerConfig(
     batch_sizes=(2, 4, 8),
     decode_images=5,
     queue_limit=99,
+    row_cap=8,
+    queue_bytes=1 << 20,
+    response_cache_bytes=1 << 21,
+    step_seconds=((2, 0.5), (8, 1.25)),
     text_encoder="in_process",
+    unet="triton",
     vae_decoder="in_process",
+    log_level="debug",
+    log_json=True,
+    trace_endpoint="http://localhost:4318",
 )
 
 
@@ -72,6 +80,6 @@ def test_damaged_text_is_a_startup_error_that_says_what_to_do(text: str) -> None
 
 
 @pytest.mark.parametrize("place", PLACEMENTS)
-def test_components_are_placed_as_asked_and_the_unet_in_process(place: Placement) -> None:
-    config = ServerConfig(Path("m"), text_encoder=place, vae_decoder=place)
-    assert [config.placement(name) for name in ("text_encoder", "vae_decoder", "unet")] == [place, place, "in_process"]
+def test_components_are_placed_as_asked(place: Placement) -> None:
+    config = ServerConfig(Path("m"), text_encoder=place, unet=place, vae_decoder=place)
+    assert [config.placement(name) for name in ("text_encoder", "unet", "vae_decoder")] == [place] * 3

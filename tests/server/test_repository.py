@@ -12,7 +12,7 @@ from tritonclient.grpc import model_config_pb2
 
 from server.config import ServerConfig
 from server.repository import COMPONENT_MODELS, FACE, MODELS, STREAM, deployed_models, request_config, write_repository
-from server.request import FIELDS
+from server.request import CANCEL, FIELDS
 from server.sampler_names import SAMPLERS, SCHEDULES
 
 
@@ -30,7 +30,7 @@ def test_committed_configuration_follows_from_the_fields(name: str, decoupled: b
 @pytest.mark.parametrize(("name", "decoupled"), [(STREAM, True), (FACE, False)])
 def test_every_field_is_an_optional_input(name: str, decoupled: bool) -> None:
     config = parsed(request_config(name, decoupled=decoupled))
-    types = {field.name: f"TYPE_{field.datatype}" for field in FIELDS}
+    types = {field.name: f"TYPE_{field.datatype}" for field in (*FIELDS, CANCEL)}
     assert {i.name: model_config_pb2.DataType.Name(i.data_type) for i in config.input} == types
     assert all(i.optional and list(i.dims) == [-1] for i in config.input)
     assert {o.name for o in config.output} >= {"images", "metadata"}

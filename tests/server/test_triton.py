@@ -353,4 +353,4 @@ def test_server_stops_cleanly_and_answers_open_requests(
     assert len(answers) == 1
     assert placement == "triton" or not isinstance(answers[0], ServerError), answers[0]
     left = set(os.listdir("/dev/shm")) - before
-    assert not [name for name in left if name.startswith("aquatint-")]
+    assert not [name for name in left if name.startswith(f"aquatint-{os.getpid()}-")]
