@@ -28,7 +28,7 @@ test: setup
 	$(RUN) -m pytest -m "not slow and not gpu"
 
 test-slow: setup
-	$(RUN) -m pytest -m "slow and not gpu"
+	$(RUN) -m pytest -m "slow and not gpu" -o faulthandler_timeout=3600
 
 check: setup
 	$(RUN) -m ruff check .

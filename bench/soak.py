@@ -122,38 +122,49 @@ async def _witness(soak: Soak) -> list[bytes]:
 async def _part(soak: Soak, batch: Sequence[Asked], concurrency: int, *, kill: bool) -> None:
     """Send some of the requests, killing the stream in the middle of them or not; then see what the server holds."""
     async with Connections(soak.server.server.grpc_url) as connections:
-        sent = 0
+        to_send, to_kill = len(batch), kill
 
         async def send(asked: Asked, intended: float) -> Outcome:
-            nonlocal sent
-            sent += 1
-            if kill and sent == len(batch) // 3 + 1:
+            nonlocal to_send, to_kill
+            to_send -= 1
+            if to_kill and to_send <= 2 * len(batch) // 3 and soak.server.kill(STREAM):
+                to_kill = False
                 soak.kills += 1
-                soak.server.kill(STREAM)
             outcome = await ask(connections, asked, intended, soak.limit)
             if outcome.status == "disconnected":
                 await asyncio.sleep(BACK_OFF_SECONDS)
             return outcome
 
         soak.outcomes += await traffic.closed_loop(iter(batch), concurrency, send)
-        if kill:
+        if soak.kills:
             await asyncio.to_thread(soak.server.wait_ready, soak.kills + 1)
         jobs = await _until_idle(soak.server.server.metrics_url)
+        if jobs is None:
+            soak.complaints.append(
+                f"no metrics {IDLE_SECONDS:.0f} s after the last of {len(soak.outcomes)} requests ended"
+            )
+            return
         if any(jobs.values()):
             soak.complaints.append(f"{jobs} {IDLE_SECONDS:.0f} s after the last of {len(soak.outcomes)} requests ended")
         soak.samples.append(_sample(soak, jobs))
 
 
-async def _until_idle(metrics_url: str) -> dict[str, float]:
-    """Jobs that the server says it has, when there are none, or after `IDLE_SECONDS`."""
+async def _until_idle(metrics_url: str) -> dict[str, float] | None:
+    """Jobs that the server says it has, when there are none, or after `IDLE_SECONDS`; None if it says nothing."""
     end = time.monotonic() + IDLE_SECONDS
-    while True:
+    jobs = None
+    while time.monotonic() < end:
         # What the server says is up to two seconds old.
         await asyncio.sleep(2.0)
-        samples = scrape.read_metrics(metrics_url)
+        try:
+            samples = scrape.read_metrics(metrics_url)
+        except ServerError:
+            jobs = None
+            continue
         jobs = {f"{name} jobs": scrape.total(samples, name) for name in ("running", "waiting")}
-        if not any(jobs.values()) or time.monotonic() > end:
-            return jobs
+        if not any(jobs.values()):
+            break
+    return jobs
 
 
 def _sample(soak: Soak, jobs: dict[str, float]) -> leaks.Sample:

@@ -73,10 +73,14 @@ class SupervisedServer:
                 found[Path(process.command[1]).parent.parent.name] = process
         return found
 
-    def kill(self, model: str) -> None:
-        """SIGKILL to the stub of a model."""
+    def kill(self, model: str) -> bool:
+        """SIGKILL to the stub of a model; False when it does not run."""
+        process = self.processes().get(model)
+        if process is None:
+            return False
         self._killed = time.monotonic()
-        os.kill(self.processes()[model].pid, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
+        return True
 
     def shared_memory(self) -> list[Path]:
         """Regions of the server that runs now, or ran last."""
@@ -95,6 +99,7 @@ class SupervisedServer:
             self.starts += 1
             if self._killed is not None:
                 self.down_seconds.append(time.monotonic() - self._killed)
+                self._killed = None
             self._changed.notify_all()
 
     def _stop(self) -> None:

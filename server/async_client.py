@@ -103,7 +103,9 @@ class AsyncClient:
         return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
 
     async def events(self, **fields: Value) -> AsyncGenerator[Event, None]:
-        """Ask the streaming model; gives what it sends until it ends the stream. Closing the iterator early cancels.
+        """Ask the streaming model; gives what it sends until it ends the stream.
+
+        Closing the iterator before the answer cancels the request.
 
         Raises:
             as `generate`; a ServerError too when the stream ends without an answer, or goes on after it.
@@ -128,13 +130,27 @@ class AsyncClient:
                     if event is not None:
                         yield event
         finally:
-            answers.cancel()
+            await _ended(answers, cancel=not answered)
         if not answered or failure is not None:
             raise failure or ServerError("the stream ended without an answer")
 
     async def _infer(self, fields: Mapping[str, Value]) -> Any:
         with _translating():
             return await self._client.infer(FACE, input_tensors(fields))
+
+
+async def _ended(answers: Any, *, cancel: bool) -> None:
+    """Let go of a stream.
+
+    Once it is answered it ends by itself, and must: when a client cancels at that moment, Triton 2.51.0 may keep the
+    request for ever, and then takes its whole exit timeout to stop.
+    """
+    if cancel:
+        answers.cancel()
+        return
+    with contextlib.suppress(ServerError), _translating():
+        async for _ in answers:
+            pass
 
 
 def _failure(answer: Any) -> ServerError | None:

@@ -15,7 +15,7 @@ import tritonclient.grpc as grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
 from server.image import Pixels
 from server.repository import FACE, STREAM
 from server.request import CANCEL, FIELD_BY_NAME, Value, unknown_field
@@ -26,6 +26,7 @@ ERRORS: dict[str, type[ServerError]] = {
     "UNAVAILABLE": Overloaded,
     "NOT_FOUND": NotFound,
     "CANCELLED": Cancelled,
+    "DEADLINE_EXCEEDED": TimedOut,
 }
 KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
 # The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
@@ -78,10 +79,16 @@ class Client:
     """Talks to a server at `host:port` over gRPC; a context manager.
 
     One client may be used from one thread at a time.
+
+    Args:
+        url: of the server.
+        timeout: seconds that the answer to one request may take; by default, any time. A server that dies closes the
+            connection, which ends its calls at once; this is for a network that loses connections without a word.
     """
 
-    def __init__(self, url: str = "127.0.0.1:8001") -> None:
+    def __init__(self, url: str = "127.0.0.1:8001", timeout: float | None = None) -> None:
         self._client = grpc.InferenceServerClient(url)
+        self._timeout = timeout
 
     def __enter__(self) -> Client:
         return self
@@ -98,10 +105,11 @@ class Client:
         Raises:
             InvalidRequest: the request is at fault.
             Overloaded: try again later.
+            TimedOut: the client's timeout or the request's own has passed.
             ServerError: anything else.
         """
         try:
-            answer = self._client.infer(FACE, input_tensors(fields))
+            answer = self._client.infer(FACE, input_tensors(fields), client_timeout=self._timeout)
         except InferenceServerException as error:
             raise _translated(error) from None
         return _result(answer, {"images"}, {})
@@ -153,7 +161,9 @@ class Client:
             NotFound: there is none.
         """
         try:
-            answer = self._client.infer(FACE, input_tensors({CANCEL.name: request_id}))
+            answer = self._client.infer(
+                FACE, input_tensors({CANCEL.name: request_id}), client_timeout=self._timeout
+            )
         except InferenceServerException as error:
             raise _translated(error) from None
         return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
@@ -161,7 +171,9 @@ class Client:
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
         inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._client.start_stream(lambda result, error: inbox.put((result, error)))
+        self._client.start_stream(
+            lambda result, error: inbox.put((result, error)), stream_timeout=self._timeout
+        )
         finished = False
         try:
             # A stream that is already dead refuses the request; its reason comes through the callback.

@@ -53,7 +53,7 @@ class Reply:
         given_up: why nobody waits for what is missing any more.
         details: further metadata.
         error: what it was answered with, if that was an error.
-        result: what it was answered with, if that was images.
+        result: what it was answered with, if that was images; until `closed` returns.
     """
 
     def __init__(
@@ -200,6 +200,8 @@ class Reply:
                     self.error, self.result = ServerError(f"the answer could not be sent: {failure}"), None
                     self._try(lambda: self._sink.fail(cast(ServerError, self.error)))
             self._try(lambda: self._closed(self))
+            # A reply and its jobs know each other, so they stay until Python looks for such circles; the images need not.
+            self._images, self.result = {}, None
 
     def _try(self, call: Callable[[], None]) -> None:
         """Whatever a sink raises is this client's alone."""

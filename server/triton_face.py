@@ -6,7 +6,9 @@ import json
 import logging
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +38,10 @@ POLL_SECONDS = 0.02
 POLL_SHARE = 0.03
 POLL_COST = 14e-6
 OUTPUTS = ("images", "metadata")
+# Requests beyond the stream's queue that may be on their way to be refused.
+MOST_REFUSED = 32
+# For Triton to let go of a call that has ended; see `FaceModel._answers`.
+KEPT_SECONDS = 1.0
 
 
 class FaceModel:
@@ -43,8 +49,9 @@ class FaceModel:
 
     def initialize(self, args: Mapping[str, str]) -> None:
         # The stream refuses at once what is beyond its queue, so few more than that are ever open here.
-        self._limit = 2 * deployment(args).queue_limit
+        self._limit = deployment(args).queue_limit + MOST_REFUSED
         self._open: dict[str, Sender] = {}
+        self._ended: deque[tuple[float, Any]] = deque()
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._ask_who_left, name="watch", daemon=True)
@@ -82,7 +89,7 @@ class FaceModel:
 
     def _forward(self, name: str, tensors: list[Any], sender: Sender) -> None:
         try:
-            response = _ask(tensors, name)
+            response = self._ask(tensors, name)
         except Exception as error:  # this thread's client must be answered
             logger.exception("forwarding failed")
             response = failure(ServerError(f"forwarding failed: {error}"))
@@ -101,12 +108,14 @@ class FaceModel:
             with self._lock:
                 waiting = [item for item in self._open.items() if item[0] not in told]
                 told &= set(self._open)
+            while self._ended and self._ended[0][0] < time.monotonic() - KEPT_SECONDS:
+                self._ended.popleft()
             if self._stopped.wait(max(POLL_SECONDS, len(waiting) * POLL_COST / POLL_SHARE)):
                 return
             for name, sender in waiting:
                 try:
                     # What has not come to the stream yet is told again in the next round.
-                    if sender.is_cancelled() and _cancel(name):
+                    if sender.is_cancelled() and self._cancel(name):
                         told.add(name)
                 except Exception:  # the stream may be going down; the request ends with it
                     logger.exception("a cancellation could not be forwarded")
@@ -116,43 +125,53 @@ class FaceModel:
         self._stopped.set()
         self._watch.join()
 
+    def _ask(self, tensors: list[Any], name: str) -> Any:
+        """The stream's answer."""
+        request = triton.InferenceRequest(
+            model_name=STREAM,
+            inputs=tensors,
+            requested_output_names=[*OUTPUTS, "error"],
+            parameters={ERRORS_AS_DATA: True, FORWARDED_AS: name},
+        )
+        answer = failure(ServerError("the stream ended without an answer"))
+        for response in self._answers(request):
+            if response.has_error():
+                answer = triton.InferenceResponse(error=response.error())
+                continue
+            outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            if "error" in outputs:
+                error = json.loads(outputs["error"][0])
+                answer = failed(error["code"], error["message"])
+            elif "metadata" in outputs:
+                images = outputs.get("images", np.array([], np.object_))
+                answer = triton.InferenceResponse(
+                    [triton.Tensor("images", images.copy()), triton.Tensor("metadata", outputs["metadata"].copy())]
+                )
+        return answer
 
-def _ask(tensors: list[Any], name: str) -> Any:
-    """The stream's answer."""
-    request = triton.InferenceRequest(
-        model_name=STREAM,
-        inputs=tensors,
-        requested_output_names=[*OUTPUTS, "error"],
-        parameters={ERRORS_AS_DATA: True, FORWARDED_AS: name},
-    )
-    answer = failure(ServerError("the stream ended without an answer"))
-    for response in request.exec(decoupled=True):
-        if response.has_error():
-            answer = triton.InferenceResponse(error=response.error())
-            continue
-        outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-        if "error" in outputs:
-            error = json.loads(outputs["error"][0])
-            answer = failed(error["code"], error["message"])
-        elif "metadata" in outputs:
-            images = outputs.get("images", np.array([], np.object_))
-            answer = triton.InferenceResponse(
-                [triton.Tensor("images", images.copy()), triton.Tensor("metadata", outputs["metadata"].copy())]
-            )
-    return answer
+    def _cancel(self, name: str) -> bool:
+        """Whether the stream knew the request."""
+        request = triton.InferenceRequest(
+            model_name=STREAM,
+            inputs=[text_tensor(CANCEL.name, [b""])],
+            requested_output_names=["metadata", "error"],
+            parameters={ERRORS_AS_DATA: True, GIVE_UP: name},
+        )
+        known = False
+        for response in self._answers(request):
+            outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            if "metadata" in outputs:
+                known = bool(json.loads(outputs["metadata"][0])["cancelled"])
+        return known
 
+    def _answers(self, request: Any) -> Iterator[Any]:
+        """The stream's responses to a call.
 
-def _cancel(name: str) -> bool:
-    """Whether the stream knew the request."""
-    request = triton.InferenceRequest(
-        model_name=STREAM,
-        inputs=[text_tensor(CANCEL.name, [b""])],
-        requested_output_names=["metadata", "error"],
-        parameters={ERRORS_AS_DATA: True, GIVE_UP: name},
-    )
-    known = False
-    for response in request.exec(decoupled=True):
-        outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
-        if "metadata" in outputs:
-            known = bool(json.loads(outputs["metadata"][0])["cancelled"])
-    return known
+        Before 24.12 a thread of Triton frees numpy arrays without Python's lock when it is the last to let go of a call,
+        and the process dies; so this one keeps the call for a while.
+        """
+        answers = request.exec(decoupled=True)
+        try:
+            yield from answers
+        finally:
+            self._ended.append((time.monotonic(), answers))

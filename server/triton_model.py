@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -68,6 +69,9 @@ class StreamModel:
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._look_around, name="watch", daemon=True)
         self._watch.start()
+        # What start-up made stays: Python need not look through it again, which would stop every thread for as long.
+        gc.collect()
+        gc.freeze()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:

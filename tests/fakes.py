@@ -127,15 +127,17 @@ class BlockableRunner:
 
 
 class FakeReply(Reply):
-    """A reply without a client; what it answers is in `sink`, and `closings` counts the answers."""
+    """A reply without a client; what it answers is in `sink`, `closings` counts the answers, `closed_with` is its result."""
 
     def __init__(self, request: Request) -> None:
         self.sink = ListSink()
         self.closings = 0
+        self.closed_with: object = None
         super().__init__(request, self.sink, self._count)
 
     def _count(self, reply: Reply) -> None:
         self.closings += 1
+        self.closed_with = reply.result
 
 
 class DeafWatcher:

@@ -43,7 +43,8 @@ def assert_answered(reply: FakeReply, images: list[bytes]) -> None:
     assert (reply.sink.answers, reply.sink.late, reply.closings) == (1, 0, 1)
     assert reply.sink.error is reply.error is None
     assert reply.sink.images == images
-    assert reply.result == (images, reply.sink.metadata)
+    assert reply.closed_with == (images, reply.sink.metadata)
+    assert reply.result is None
     assert reply.answered
 
 

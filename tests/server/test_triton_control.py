@@ -22,12 +22,14 @@ from PIL import Image
 
 from server.client import Client, input_tensors
 from server.config import ServerConfig
-from server.errors import Cancelled, NotFound, Overloaded, ServerError
+from server.errors import Cancelled, NotFound, Overloaded, ServerError, TimedOut
 from server.launch import TritonServer
 from server.repository import FACE, STREAM
 
 pytestmark = pytest.mark.triton
 CALL_SECONDS = 0.02
+# A server that is broken must fail a test, not hang it.
+ANSWER_SECONDS = 120.0
 # In-process components, so that pictures cost the test nothing.
 FAST: dict[str, Any] = {"provider": "fake", "text_encoder": "in_process", "vae_decoder": "in_process"}
 LONG: dict[str, Any] = {"prompt": "a", "num_inference_steps": 500, "sampler": "euler"}
@@ -43,7 +45,7 @@ def server(fake_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 @pytest.fixture
 def client(server: TritonServer) -> Iterator[Client]:
-    with Client(server.grpc_url) as made:
+    with Client(server.grpc_url, timeout=ANSWER_SECONDS) as made:
         yield made
 
 
@@ -195,6 +197,13 @@ def test_deadlines_are_kept_or_refused(server: TritonServer, client: Client) -> 
     assert fits.images
 
 
+@pytest.mark.parametrize("ask", ["generate", "stream"])
+def test_a_client_may_bound_how_long_it_waits(server: TritonServer, ask: str) -> None:
+    with Client(server.grpc_url, timeout=0.3) as impatient, pytest.raises(TimedOut):
+        getattr(impatient, ask)(**LONG)
+    wait_until(lambda: idle(server))
+
+
 def test_everything_that_happened_is_in_the_metrics(server: TritonServer, client: Client) -> None:
     client.generate(prompt="a", num_inference_steps=2)
     with contextlib.suppress(ServerError):
@@ -216,7 +225,7 @@ def test_512_requests_at_once_are_all_answered_and_one_of_another_client_soon(se
 
     def ask(client_id: str, seed: int) -> int:
         started = time.monotonic()
-        with Client(server.grpc_url) as one:
+        with Client(server.grpc_url, timeout=ANSWER_SECONDS) as one:
             result = one.generate(prompt="a", num_inference_steps=4, seed=seed, client_id=client_id)
         waited[f"{client_id}-{seed}"] = time.monotonic() - started
         return len(result.images)
