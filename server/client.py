@@ -161,9 +161,7 @@ class Client:
             NotFound: there is none.
         """
         try:
-            answer = self._client.infer(
-                FACE, input_tensors({CANCEL.name: request_id}), client_timeout=self._timeout
-            )
+            answer = self._client.infer(FACE, input_tensors({CANCEL.name: request_id}), client_timeout=self._timeout)
         except InferenceServerException as error:
             raise _translated(error) from None
         return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
@@ -171,9 +169,7 @@ class Client:
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
         inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._client.start_stream(
-            lambda result, error: inbox.put((result, error)), stream_timeout=self._timeout
-        )
+        self._client.start_stream(lambda result, error: inbox.put((result, error)), stream_timeout=self._timeout)
         finished = False
         try:
             # A stream that is already dead refuses the request; its reason comes through the callback.

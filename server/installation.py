@@ -18,8 +18,6 @@ CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
 STUB = "triton_python_backend_stub"
 SHARED_MEMORY_BYTES = 64 << 20
 EXIT_TIMEOUT_SECONDS = 30
-# Of the Python backend, beside those that open unary requests hold: for cancellations and for sending responses.
-SPARE_THREADS = 64
 # What a client of ours never needs, and what an attacker of old releases used.
 RESTRICTED_APIS = ("shared-memory", "model-repository", "trace", "logging")
 
@@ -36,7 +34,6 @@ class Installation:
     def command(self, config: ServerConfig, repository: Path, address: str, ports: Ports, prefix: str) -> list[str]:
         """To serve a repository; the names of its shared memory begin with `prefix`."""
         restricted = f"{','.join(RESTRICTED_APIS)}:triton-access-token={secrets.token_hex(16)}"
-        threads = config.queue_limit + SPARE_THREADS
         return [
             str(self.executable),
             f"--model-repository={repository}",
@@ -55,8 +52,6 @@ class Installation:
             f"--grpc-restricted-protocol={restricted}",
             f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
-            # Each unary request holds a thread while the stream works on it.
-            f"--backend-config=python,thread-pool-size={threads}",
         ]
 
     def environment(self) -> dict[str, str]:

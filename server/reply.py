@@ -200,7 +200,7 @@ class Reply:
                     self.error, self.result = ServerError(f"the answer could not be sent: {failure}"), None
                     self._try(lambda: self._sink.fail(cast(ServerError, self.error)))
             self._try(lambda: self._closed(self))
-            # A reply and its jobs know each other, so they stay until Python looks for such circles; the images need not.
+            # Reply and jobs know each other, so they stay until Python looks for such circles; the images need not.
             self._images, self.result = {}, None
 
     def _try(self, call: Callable[[], None]) -> None:

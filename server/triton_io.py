@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-import queue
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,14 @@ logger = logging.getLogger(__name__)
 
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 DEPLOYMENT = "deployment"
-# Triton reports every failure of a decoupled model to BLS as INTERNAL, so the face asks for failures as data.
+# In the launcher's folder; see `server.forwarding`.
+SOCKET = "stream.sock"
+# Triton tells streams no code of a failure but by a header that crashes 2.51.0, so clients ask for failures as data.
 ERRORS_AS_DATA = "errors_as_data"
-# Name a request that the face forwards, and one to be given up because the face's client has left.
-FORWARDED_AS, GIVE_UP = "forwarded_as", "give_up"
 # Parameters that Triton's front ends add of their own accord, and ours.
 RESERVED_PARAMETERS = (
     *("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout"),
-    *(ERRORS_AS_DATA, FORWARDED_AS, GIVE_UP),
+    ERRORS_AS_DATA,
 )
 
 
@@ -55,14 +55,14 @@ def deployment(arguments: Mapping[str, str]) -> ServerConfig:
     return ServerConfig.from_json(parameters.get(DEPLOYMENT, {}).get("string_value", ""))
 
 
+def folder(arguments: Mapping[str, str]) -> Path:
+    """The launcher's, in which its processes meet; the models' repository is in it."""
+    return Path(arguments["model_repository"]).parent.parent
+
+
 def failure(error: ServerError) -> Any:
     """A response that is an error."""
-    return failed(error.code, str(error))
-
-
-def failed(code: str, message: str) -> Any:
-    """A response that is an error with Triton's name of its code."""
-    return triton.InferenceResponse(error=triton.TritonError(message, getattr(triton.TritonError, code)))
+    return triton.InferenceResponse(error=triton.TritonError(str(error), getattr(triton.TritonError, error.code)))
 
 
 def parameters(request: Any) -> dict[str, Any]:
@@ -124,10 +124,18 @@ class Sender:
                 self._sender.send(response, flags=FINAL if final else 0)
                 self._finished = final
 
+    def deliver(self, response: Any, *, final: bool) -> None:
+        """Send a response, or else end the request with an error."""
+        try:
+            self.send(response, final=final)
+        except Exception as error:  # a client that left must not stop the answers of the others
+            logger.exception("a response could not be sent")
+            self.abandon(error)
+
     def abandon(self, reason: Exception) -> None:
         """A response could not be sent: end the request with an error, if even that can be sent."""
         try:
-            self.send(failed("INTERNAL", f"a response could not be sent: {reason}"), final=True)
+            self.send(failure(ServerError(f"a response could not be sent: {reason}")), final=True)
         except Exception:  # nothing is left to try
             logger.exception("a request could not be ended")
 
@@ -137,37 +145,14 @@ class Sender:
             return not self._finished and bool(self._sender.is_cancelled())
 
 
-class Outbox:
-    """One thread that sends all responses: a send blocks for up to milliseconds, which no other thread should."""
-
-    def __init__(self) -> None:
-        self._queue: queue.SimpleQueue[tuple[Sender, Any, bool] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
-        self._thread.start()
-
-    def put(self, sender: Sender, response: Any, *, final: bool) -> None:
-        """Send after what was put before."""
-        self._queue.put((sender, response, final))
-
-    def close(self) -> None:
-        """Send what was put, then stop."""
-        self._queue.put(None)
-        self._thread.join()
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
-            sender, response, final = item
-            try:
-                sender.send(response, final=final)
-            except Exception as error:  # a client that left must not stop the answers of the others
-                logger.exception("a response could not be sent")
-                sender.abandon(error)
-
-
 class ResponseSink:
-    """Answers one Triton request; failures are sent as data where the request says so."""
+    """Answers one Triton request; failures are sent as data where the request says so.
 
-    def __init__(self, request: Any, sender: Sender, outbox: Outbox) -> None:
+    Args:
+        outbox: of one thread, for order: a send blocks for up to milliseconds, which no other thread should.
+    """
+
+    def __init__(self, request: Any, sender: Sender, outbox: ThreadPoolExecutor) -> None:
         self.sender = sender
         self._errors_as_data = ERRORS_AS_DATA in parameters(request)
         self._outbox = outbox
@@ -191,7 +176,7 @@ class ResponseSink:
             content["retry_after_ms"] = error.retry_after_ms
         as_data = self._errors_as_data
         response = triton.InferenceResponse([json_tensor("error", content)]) if as_data else failure(error)
-        self._outbox.put(self.sender, response, final=True)
+        self._outbox.submit(self.sender.deliver, response, final=True)
 
     def _send(self, tensors: list[Any], *, final: bool = False) -> None:
-        self._outbox.put(self.sender, triton.InferenceResponse(tensors), final=final)
+        self._outbox.submit(self.sender.deliver, triton.InferenceResponse(tensors), final=final)

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import triton_python_backend_utils as triton
@@ -18,6 +18,7 @@ from engines.errors import EngineError, FeedError
 from engines.triton_runner import TritonRunner
 from server import logs
 from server.errors import InvalidRequest, ServerError
+from server.forwarding import Receiver
 from server.launch import DRAIN_FILE, DRAINED_FILE
 from server.metrics import Metrics, MetricsUpdater, TritonExporter
 from server.pipeline import open_component, open_pipeline
@@ -25,15 +26,13 @@ from server.reply import Reply
 from server.service import Service
 from server.tracing import open_tracer
 from server.triton_io import (
-    FORWARDED_AS,
-    GIVE_UP,
-    Outbox,
+    SOCKET,
     ResponseSink,
     Sender,
     check_parameters,
     deployment,
     failure,
-    parameters,
+    folder,
     traceparent,
     values,
 )
@@ -54,10 +53,9 @@ class StreamModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         config = deployment(args)
         logs.configure(config.log_level, json=config.log_json)
-        self._folder = Path(args["model_repository"]).parent.parent
-        self._outbox = Outbox()
+        self._folder = folder(args)
+        self._outbox = ThreadPoolExecutor(1, "responses")
         self._senders: dict[Reply, Sender] = {}
-        self._forwarded: dict[str, Reply] = {}
         metrics = Metrics()
         tracer = open_tracer(config.trace_endpoint or None)
         self._service = Service(
@@ -66,6 +64,7 @@ class StreamModel:
         self._updater = MetricsUpdater(metrics, TritonExporter(triton))
         self._updater.start()
         self._service.start()
+        self._receiver = Receiver(self._folder / SOCKET, self._service.submit, self._left)
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._look_around, name="watch", daemon=True)
         self._watch.start()
@@ -86,32 +85,27 @@ class StreamModel:
 
     def _take(self, request: Any, sink: ResponseSink) -> None:
         check_parameters(request)
-        asked = parameters(request)
-        forwarded_as, given_up = asked.get(FORWARDED_AS), self._forwarded.get(asked.get(GIVE_UP, ""))
-        if GIVE_UP in asked:
-            if given_up is not None:
-                self._service.give_up(given_up, "the client cancelled the request", left=True)
-            sink.finish([], {"cancelled": int(given_up is not None)})
-            return
         reply = self._service.submit(values(request), sink, request.request_id(), traceparent(request))
         if reply is not None:
             self._senders[reply] = sink.sender
-            if forwarded_as is not None:
-                self._forwarded[forwarded_as] = reply
+
+    def _left(self, reply: Reply) -> None:
+        self._service.give_up(reply, "the client cancelled the request", left=True)
 
     def _end_process(self) -> None:
         """An engine that gives nothing but failures is not mended here: the launcher starts the server again."""
         logger.critical("the engine is broken: this process ends")
         self._service.fail_all(ServerError("the engine is broken and the server starts again; send again in a moment"))
-        self._outbox.close()
+        self._outbox.shutdown()
         os._exit(1)
 
     def finalize(self) -> None:
         self._stopped.set()
         self._service.close(DRAIN_SECONDS)
         self._watch.join()
+        self._receiver.close()
         self._updater.close()
-        self._outbox.close()
+        self._outbox.shutdown()
 
     def _look_around(self) -> None:
         """Everything that is looked for from time to time, off the loop's thread."""
@@ -131,8 +125,6 @@ class StreamModel:
     def _forget_answered(self) -> None:
         for reply in [reply for reply in list(self._senders) if reply.answered]:
             del self._senders[reply]
-        for name in [name for name, reply in list(self._forwarded.items()) if reply.answered]:
-            del self._forwarded[name]
 
     def _ask_who_left(self) -> None:
         """Asking costs a round trip to the server's process, so it is done here and not in the loop."""
@@ -141,7 +133,7 @@ class StreamModel:
         waiting = [item for item in senders if not _runs(item[0])][:ASKED_PER_ROUND]
         for reply, sender in (*running, *waiting):
             if sender.is_cancelled():
-                self._service.give_up(reply, "the client cancelled the request", left=True)
+                self._left(reply)
         # Whoever was asked goes to the end, so that all come round.
         for reply, sender in waiting:
             if self._senders.pop(reply, None) is not None:

@@ -127,7 +127,7 @@ class BlockableRunner:
 
 
 class FakeReply(Reply):
-    """A reply without a client; what it answers is in `sink`, `closings` counts the answers, `closed_with` is its result."""
+    """A reply without a client; `sink` has what it answers, `closings` how often, `closed_with` the last result."""
 
     def __init__(self, request: Request) -> None:
         self.sink = ListSink()

@@ -81,6 +81,7 @@ CATCH_ALL = {
     "server/reply.py",  # what one client's sink raises must not end a thread that serves others
     "server/metrics.py",  # the thread that exports: likewise
     "server/preview.py",  # the thread that encodes previews: likewise
+    "server/forwarding.py",  # the thread that takes forwarded requests: likewise
     "server/triton_model.py",  # Triton's `execute()` and the threads behind it
     "server/triton_face.py",  # likewise
     "server/triton_io.py",  # the thread that sends responses: likewise
