@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -101,7 +103,7 @@ class Forwarder:
         """Leave all that is open."""
         with self._lock:
             if self._connection is not None:
-                self._connection.close()
+                _hang_up(self._connection)
 
     def _read(self, connection: Connection[Any, Any]) -> None:
         with contextlib.suppress(EOFError, OSError):
@@ -145,24 +147,39 @@ class Receiver:
         self._submit = submit
         self._left = left
         path.unlink(missing_ok=True)
-        self._listener = Listener(str(path), "AF_UNIX", backlog=8)
-        threading.Thread(target=self._accept, name="faces", daemon=True).start()
+        self._path = str(path)
+        self._closed = False
+        self._faces: dict[Connection[Any, Any], ThreadPoolExecutor] = {}
+        self._listener = Listener(self._path, "AF_UNIX", backlog=8)
+        self._thread = threading.Thread(target=self._accept, name="faces", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """Take no further face."""
+        """Send the answers that there are, then hang up."""
+        self._closed = True
+        with contextlib.suppress(OSError):
+            # Wakes the thread that waits for faces.
+            Client(self._path).close()
+        self._thread.join()
         self._listener.close()
+        for face, outbox in list(self._faces.items()):
+            outbox.shutdown()
+            _hang_up(face)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                face = self._listener.accept()
-                threading.Thread(target=self._serve, args=(face,), name="forwarded", daemon=True).start()
+        while True:
+            face = self._listener.accept()
+            if self._closed:
+                face.close()
+                return
+            # A face that reads slowly must not hold up the loop.
+            self._faces[face] = ThreadPoolExecutor(1, "answers")
+            threading.Thread(target=self._serve, args=(face,), name="forwarded", daemon=True).start()
 
     def _serve(self, face: Connection[Any, Any]) -> None:
         """Take one face's requests until it goes."""
         replies: dict[int, Reply] = {}
-        # A face that reads slowly must not hold up the loop.
-        with face, ThreadPoolExecutor(1, "answers") as outbox:
+        with face, self._faces[face] as outbox:
             with contextlib.suppress(EOFError, OSError):
                 while True:
                     message: Asked | Left = face.recv()
@@ -172,6 +189,7 @@ class Receiver:
                         self._left(reply)
             for reply in list(replies.values()):
                 self._left(reply)
+        del self._faces[face]
 
     def _take(self, asked: Asked, sink: ForwardedSink, replies: dict[int, Reply]) -> None:
         try:
@@ -217,7 +235,7 @@ class ForwardedSink:
 
     def _send(self, answer: Answer) -> None:
         self._replies.pop(self._number, None)
-        # After its face has gone, the executor takes nothing any more.
+        # After its face has gone, the outbox takes nothing any more.
         with contextlib.suppress(RuntimeError):
             self._outbox.submit(self._deliver, answer)
 
@@ -225,6 +243,15 @@ class ForwardedSink:
         # The face has gone, and its clients with it.
         with contextlib.suppress(OSError):
             self._face.send(answer)
+
+
+def _hang_up(connection: Connection[Any, Any]) -> None:
+    """Ends the reading on both sides, which closing does not while a thread reads."""
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=os.dup(connection.fileno())) as end,
+    ):
+        end.shutdown(socket.SHUT_RDWR)
 
 
 def _gone() -> Overloaded:

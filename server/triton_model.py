@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
@@ -33,6 +32,7 @@ from server.triton_io import (
     deployment,
     failure,
     folder,
+    settle,
     traceparent,
     values,
 )
@@ -68,9 +68,7 @@ class StreamModel:
         self._stopped = threading.Event()
         self._watch = threading.Thread(target=self._look_around, name="watch", daemon=True)
         self._watch.start()
-        # What start-up made stays: Python need not look through it again, which would stop every thread for as long.
-        gc.collect()
-        gc.freeze()
+        settle()
 
     def execute(self, requests: Sequence[Any]) -> None:
         for request in requests:
@@ -159,6 +157,7 @@ class ComponentModel:
         spec = PipelineSpec.read(config.model)
         self._runner = open_component(spec.component(args["model_name"]), config)
         first_call(self._runner, spec)
+        settle()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -354,9 +354,8 @@ def test_a_killed_tritonserver_comes_back_under_load_until_it_is_killed_too_ofte
         os.kill(server.pid, signal.SIGKILL)
         wait_until(lambda: not server.is_ready(), 2)
         one.wait_for_start(2)
-        count = len(answers)
-        wait_until(lambda: len(answers) > count + 20, 20)
-    assert not any(isinstance(answer, Exception) for answer in answers[-6:])
+        # gRPC tries a refused address again after a second or more.
+        wait_until(lambda: not any(isinstance(answer, Exception) for answer in answers[-12:]), 20)
     assert one.regions(prefix) == []
     os.kill(server.pid, signal.SIGKILL)
     with pytest.raises(StartupError, match=r"again 1 times .* tritonserver ended by signal 9; find the cause"):
