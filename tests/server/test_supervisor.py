@@ -333,6 +333,8 @@ def test_a_killed_stub_ends_every_call_and_the_server_comes_back(supervised: Cal
         assert not isinstance(ask(server, way), Exception)
 
 
+# urllib leaves a socket to the garbage collector when its server dies at a bad moment.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.triton
 def test_a_killed_tritonserver_comes_back_under_load_until_it_is_killed_too_often(
     supervised: Callable[..., Supervised],
