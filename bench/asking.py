@@ -13,9 +13,11 @@ from bench.mix import Asked
 from server.async_client import AsyncClient, Disconnected
 from server.client import Result
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
+from server.forwarding import GONE
 
 # refused: there was no room, or the deadline could not be met; expired: the deadline passed; left: nobody waited for
-# an answer; disconnected: the connection broke; lost: no answer in all that time; wrong: another request's answer.
+# an answer; disconnected: the connection or the process behind it broke; lost: no answer in all that time; wrong:
+# another request's answer.
 Status: TypeAlias = Literal[
     "ok", "invalid", "refused", "expired", "cancelled", "left", "disconnected", "error", "lost", "wrong"
 ]
@@ -168,6 +170,8 @@ def status_of(error: ServerError, asked: Asked) -> Status:
     """What an error means for its request."""
     match error:
         case Disconnected():
+            return "disconnected"
+        case Overloaded() if GONE in str(error):
             return "disconnected"
         case Overloaded():
             return "expired" if asked.fields.get("timeout_ms") and "passed before" in str(error) else "refused"

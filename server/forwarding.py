@@ -27,6 +27,7 @@ Tensors: TypeAlias = Mapping[str, Sequence[object]]
 # The longest path that a Unix socket may have.
 LONGEST_PATH = 107
 RETRY_AFTER_MS = 2000
+GONE = "the process that draws has ended and is started again"
 
 
 class Asked(NamedTuple):
@@ -255,4 +256,4 @@ def _hang_up(connection: Connection[Any, Any]) -> None:
 
 
 def _gone() -> Overloaded:
-    return Overloaded("the process that draws has ended and is started again; send again in a moment", RETRY_AFTER_MS)
+    return Overloaded(f"{GONE}; send again in a moment", RETRY_AFTER_MS)

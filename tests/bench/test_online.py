@@ -22,6 +22,7 @@ from bench.mix import FACES, MALFORMED, Asked, Mix
 from bench.serving import accelerator_curve, mean_rows
 from server.async_client import Disconnected
 from server.errors import Cancelled, InvalidRequest, Overloaded, ServerError
+from server.forwarding import GONE
 from server.reply import Reply
 from server.request import Limits, Request
 
@@ -242,6 +243,7 @@ def test_errors_tell_what_became_of_a_request() -> None:
     assert status_of(Overloaded(str(sink.error)), hurried) == "expired"
     assert status_of(Overloaded("timeout_ms is 50, but an image takes about 90 ms"), hurried) == "refused"
     assert status_of(Disconnected("Socket closed"), hurried) == "disconnected"
+    assert status_of(Overloaded(f"{GONE}; send again in a moment"), hurried) == "disconnected"
     assert status_of(Cancelled("by id"), hurried) == "cancelled"
     assert status_of(ServerError("decoding failed"), hurried) == "error"
 
