@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,22 +18,31 @@ from engines.errors import ArtefactError, FeedError
 
 Dim: TypeAlias = int | str
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
-Family: TypeAlias = Literal["sd1", "sd2"]
+Family: TypeAlias = Literal["sd1", "sd2", "x4", "sdxl", "sdxl_refiner", "controlnet"]
+Task: TypeAlias = Literal["text_to_image", "inpainting", "depth", "upscaling", "refining", "control"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
 
 PIPELINE_FILE = "pipeline.json"
-FORMAT = 3
+FORMAT = 4
+
+
+def scaled_symbol(dim: str) -> tuple[Fraction, str]:
+    """A symbolic size as factor and symbol: `8*height` is (8, "height"), `height/2` is (1/2, "height")."""
+    factor, _, symbol = dim.rpartition("*")
+    symbol, _, divisor = symbol.partition("/")
+    return Fraction(int(factor or 1), int(divisor or 1)), symbol
 
 
 def resolve(dim: Dim, bound: Mapping[str, int]) -> int:
-    """The size of `dim`: a number, a symbol such as `rows`, or a multiple such as `8*height`.
+    """The size of `dim`: a number, a symbol such as `rows`, a multiple such as `8*height` or a part such as `height/2`.
 
     Raises:
         KeyError: the symbol has no size yet.
     """
     if isinstance(dim, int):
         return dim
-    factor, _, symbol = dim.rpartition("*")
-    return int(factor or 1) * bound[symbol]
+    factor, symbol = scaled_symbol(dim)
+    return int(factor * bound[symbol])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +65,8 @@ class TensorSpec:
             )
         for dim, size in zip(self.shape, array.shape, strict=True):
             if isinstance(dim, str):
-                factor, _, symbol = dim.rpartition("*")
-                bound.setdefault(symbol, size // int(factor or 1))
+                factor, symbol = scaled_symbol(dim)
+                bound.setdefault(symbol, int(size / factor))
             if resolve(dim, bound) != size:
                 raise FeedError(
                     f"input {self.name!r} has shape {list(array.shape)}; its dimension {dim!r} must be "
@@ -75,7 +85,7 @@ class Component:
     file: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     sha256: str = ""
     parity: Mapping[str, float] = field(default_factory=dict)
 
@@ -127,6 +137,7 @@ class PipelineSpec:
 
     Attributes:
         checkpoint: the name of what was exported, for people.
+        task: what its UNet was trained for; a `control` export holds a ControlNet alone, without tokenizer or schedule.
         fingerprint: SHA-256 over the checkpoint's files.
         key: SHA-256 over everything that went into the export; equal keys mean equal files.
         schedule: the checkpoint's scheduler configuration, class name included.
@@ -139,6 +150,7 @@ class PipelineSpec:
 
     checkpoint: str
     family: Family
+    task: Task
     fingerprint: str
     key: str
     prediction_type: str

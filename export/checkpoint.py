@@ -7,10 +7,10 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from engines.catalog import Widths
-from engines.component import Family
+from engines.component import Family, Task
 from export.errors import CheckpointError
 
 # torch, diffusers and transformers take seconds to import: only what loads a network does.
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import CLIPTextModel
 
-Precision: TypeAlias = Literal["fp32", "fp16"]
 INDEX_FILE = "model_index.json"
 PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
 SIZES = {
@@ -104,6 +103,10 @@ class Checkpoint:
     def family(self) -> Family:
         """Stable Diffusion 2 has OpenCLIP's text encoder, whose activation is plain GELU."""
         return "sd2" if self.text_config.get("hidden_act") == "gelu" else "sd1"
+
+    @property
+    def task(self) -> Task:
+        return "text_to_image"
 
     @property
     def scaling_factor(self) -> float:

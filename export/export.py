@@ -9,10 +9,10 @@ import logging
 import shutil
 from pathlib import Path
 
-from engines.catalog import SIDE_MULTIPLE, text_to_image_components
-from engines.component import PIPELINE_FILE, PipelineSpec, folder_sha256
+from engines.catalog import SIDE_MULTIPLE, components_of
+from engines.component import PIPELINE_FILE, PipelineSpec, Precision, folder_sha256
 from engines.errors import ArtefactError
-from export.checkpoint import Checkpoint, Precision
+from export.checkpoint import Checkpoint
 from export.errors import ExportError
 
 logger = logging.getLogger(__name__)
@@ -91,12 +91,13 @@ def export_checkpoint(
     (folder / PIPELINE_FILE).unlink(missing_ok=True)
     components = {
         name: trace_component(checkpoint, folder, name, resolutions, precision)
-        for name in text_to_image_components(checkpoint.widths)
+        for name in components_of(checkpoint.family, checkpoint.task, checkpoint.widths)
     }
     _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
     spec = PipelineSpec(
         checkpoint=checkpoint.name,
         family=checkpoint.family,
+        task=checkpoint.task,
         fingerprint=checkpoint.fingerprint,
         key=key,
         prediction_type=checkpoint.schedule["prediction_type"],

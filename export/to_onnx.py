@@ -14,7 +14,7 @@ from torch import nn
 from torch.export import Dim
 
 from engines.catalog import SIDE_MULTIPLE
-from engines.component import TensorSpec, resolve
+from engines.component import TensorSpec, resolve, scaled_symbol
 
 logger = logging.getLogger(__name__)
 
@@ -42,16 +42,16 @@ def example_inputs(specs: tuple[TensorSpec, ...], sizes: dict[str, int], seed: i
 
 
 def _dynamic_shapes(specs: tuple[TensorSpec, ...]) -> dict[str, dict[int, Any]]:
+    blocks = {side: Dim(f"{side}_blocks") for side in ("height", "width")}
     dims: dict[str, Any] = {"rows": Dim("rows"), "tokens": Dim("tokens")}
-    for side in ("height", "width"):
-        dims[side] = SIDE_MULTIPLE * Dim(f"{side}_blocks")
+    dims |= {side: SIDE_MULTIPLE * count for side, count in blocks.items()}
     shapes: dict[str, dict[int, Any]] = {}
     for spec in specs:
         shapes[spec.name] = {}
         for axis, dim in enumerate(spec.shape):
             if isinstance(dim, str):
-                factor, _, symbol = dim.rpartition("*")
-                shapes[spec.name][axis] = int(factor) * dims[symbol] if factor else dims[symbol]
+                factor, symbol = scaled_symbol(dim)
+                shapes[spec.name][axis] = dims[symbol] if factor == 1 else int(SIDE_MULTIPLE * factor) * blocks[symbol]
     return shapes
 
 

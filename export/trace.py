@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from engines.catalog import text_to_image_components
-from engines.component import Component, file_sha256
-from export.checkpoint import Checkpoint, Precision
+from engines.catalog import components_of
+from engines.component import Component, Precision, file_sha256
+from export.checkpoint import Checkpoint
 from export.parity import compare
 from export.to_onnx import export_onnx
 from export.wrappers import load_component
@@ -36,7 +36,7 @@ def trace_component(
     for library in TALKATIVE:
         logging.getLogger(library).setLevel(logging.ERROR)
     started = time.monotonic()
-    inputs, outputs = text_to_image_components(checkpoint.widths)[name]
+    inputs, outputs = components_of(checkpoint.family, checkpoint.task, checkpoint.widths)[name]
     file = f"{name}.onnx"
     for old in (folder / file, folder / f"{file}.data"):
         old.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.catalog import Widths, text_to_image_components
+from engines.catalog import Widths, components_of
 from engines.component import Component, PipelineSpec
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,11 +115,12 @@ def fake_export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     widths = Widths(context_length=77, context_width=8, latent_channels=4, unet_channels=4, downscale=8)
     components = {
         name: Component(name, f"{name}.onnx", inputs, outputs)
-        for name, (inputs, outputs) in text_to_image_components(widths).items()
+        for name, (inputs, outputs) in components_of("sd1", "text_to_image", widths).items()
     }
     spec = PipelineSpec(
         checkpoint="tests/fake",
         family="sd1",
+        task="text_to_image",
         fingerprint="0" * 64,
         key="1" * 64,
         prediction_type="epsilon",

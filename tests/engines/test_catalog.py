@@ -2,18 +2,18 @@
 
 import numpy as np
 
-from engines.catalog import Widths, text_to_image_components
+from engines.catalog import Widths, components_of
 from engines.component import Component, TensorSpec
 
 SD2 = Widths(context_length=77, context_width=1024, latent_channels=4, unet_channels=4, downscale=8)
 
 
 def tensors(name: str, widths: Widths = SD2) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-    return text_to_image_components(widths)[name]
+    return components_of("sd1", "text_to_image", widths)[name]
 
 
 def test_every_component_has_rows_first_and_one_output() -> None:
-    found = text_to_image_components(SD2)
+    found = components_of("sd1", "text_to_image", SD2)
     assert set(found) == {"text_encoder", "unet", "vae_encoder", "vae_decoder"}
     for inputs, outputs in found.values():
         assert len(outputs) == 1

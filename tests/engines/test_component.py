@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines.catalog import Widths, text_to_image_components
+from engines.catalog import Widths, components_of
 from engines.component import (
     FORMAT,
     PIPELINE_FILE,
@@ -28,8 +28,10 @@ CONTROLLED = Component("controlled", "controlled.onnx", (LATENT, IMAGE), (LATENT
 
 
 def pipeline_spec() -> PipelineSpec:
-    sides = text_to_image_components(
-        Widths(context_length=77, context_width=32, latent_channels=4, unet_channels=4, downscale=8)
+    sides = components_of(
+        "sd1",
+        "text_to_image",
+        Widths(context_length=77, context_width=32, latent_channels=4, unet_channels=4, downscale=8),
     )
     components = {
         name: Component(name, f"{name}.onnx", inputs, outputs, "fp16", "ab12", {"max_abs": 1e-6, "limit": 1e-4})
@@ -38,6 +40,7 @@ def pipeline_spec() -> PipelineSpec:
     return PipelineSpec(
         checkpoint="tiny",
         family="sd2",
+        task="text_to_image",
         fingerprint="f" * 64,
         key="k" * 64,
         prediction_type="v_prediction",
@@ -189,12 +192,12 @@ def as_json() -> dict[str, Any]:
     "content",
     [
         b"",
-        b'{"format": 3,',
+        b'{"format": 4,',
         b"[1, 2]",
         b"null",
         b"\xff\xfe\x00",
         b"{}",
-        b'{"format": 3}',
+        b'{"format": 4}',
         without("family"),
         without("components"),
         without("components", "unet", "file"),

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from engines.catalog import Widths, text_to_image_components
+from engines.catalog import Widths, components_of
 from engines.component import Component
 from engines.errors import ArtefactError, FeedError
 from engines.runner import FAKE, FakeRunner, open_runner
@@ -15,7 +15,7 @@ from engines.runner import FAKE, FakeRunner, open_runner
 WIDTHS = Widths(context_length=77, context_width=16, latent_channels=4, unet_channels=4, downscale=8)
 COMPONENTS = {
     name: Component(name, f"{name}.onnx", inputs, outputs)
-    for name, (inputs, outputs) in text_to_image_components(WIDTHS).items()
+    for name, (inputs, outputs) in components_of("sd1", "text_to_image", WIDTHS).items()
 }
 UNET = COMPONENTS["unet"]
 Feeds = dict[str, npt.NDArray[Any]]

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.catalog import text_to_image_components
+from engines.catalog import components_of
 from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256
 from export import export, trace
 from export.checkpoint import Checkpoint
@@ -74,7 +74,9 @@ def test_pipeline_json_lists_components_that_passed_and_are_there(checkpoint: Ch
     spec = PipelineSpec.read(tiny_export)
     assert list(spec.components) == NAMES
     for name, component in spec.components.items():
-        assert (component.inputs, component.outputs) == text_to_image_components(checkpoint.widths)[name]
+        assert (component.inputs, component.outputs) == components_of(
+            checkpoint.family, checkpoint.task, checkpoint.widths
+        )[name]
         assert component.sha256 == file_sha256(tiny_export / component.file)
         assert component.precision == "fp32"
         assert component.parity["limit"] == LIMITS["fp32"][name]
@@ -233,9 +235,9 @@ def test_a_component_that_differs_from_torch_leaves_no_pipeline_json(
 def test_half_precision_is_inside_only(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    only = {name: text_to_image_components(checkpoint.widths)[name]}
-    monkeypatch.setattr(export, "text_to_image_components", lambda widths: only)
-    monkeypatch.setattr(trace, "text_to_image_components", lambda widths: only)
+    only = {name: components_of(checkpoint.family, checkpoint.task, checkpoint.widths)[name]}
+    monkeypatch.setattr(export, "components_of", lambda *given: only)
+    monkeypatch.setattr(trace, "components_of", lambda *given: only)
     spec = export_checkpoint(checkpoint, tmp_path, [(64, 64)], "fp16")
     component = spec.component(name)
     graph = onnx.load(tmp_path / component.file).graph

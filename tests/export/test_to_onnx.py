@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from engines.catalog import SIDE_MULTIPLE, text_to_image_components
+from engines.catalog import SIDE_MULTIPLE, components_of
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.ort_runner import OrtRunner
 from export import to_onnx
@@ -173,5 +173,5 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.
 
 def test_every_component_of_the_catalog_has_a_network(tiny_checkpoint: Path) -> None:
     checkpoint = Checkpoint.open(str(tiny_checkpoint))
-    for name in text_to_image_components(checkpoint.widths):
+    for name in components_of(checkpoint.family, checkpoint.task, checkpoint.widths):
         assert not load_component(checkpoint, name).training

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from engines.catalog import Widths, text_to_image_components
+from engines.catalog import Widths, components_of
 from engines.component import Arrays, Component
 from engines.errors import ProviderError
 from server import prompt_encoder as module
@@ -25,7 +25,7 @@ from server.tokenizer import PromptTokenizer
 LENGTH, WIDTH = 10, 4
 ROOM = LENGTH - 2
 WORDS = ["<start>", "<end>", "<unknown>", ",", *"abcdefghijklmnopqrstuvwxyz"]
-INPUTS, OUTPUTS = text_to_image_components(Widths(LENGTH, WIDTH, 4, 4, 8))["text_encoder"]
+INPUTS, OUTPUTS = components_of("sd1", "text_to_image", Widths(LENGTH, WIDTH, 4, 4, 8))["text_encoder"]
 
 
 class TellingRunner:
