@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
 import logging
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,29 +15,22 @@ from typing import Any
 import numpy.typing as npt
 import onnxruntime as ort
 
+from engines.binding import BoundSession
 from engines.component import Arrays, Component
+from engines.ep_context import write_context_model
 from engines.errors import ArtefactError, ProviderError
+from engines.providers import DEFAULTS, PREFERENCE, PROVIDERS, Settings, chain, context_settings
 
 logger = logging.getLogger(__name__)
 
-PREFERENCE = ("tensorrt", "cuda", "openvino", "cpu")
-BUILT_IN = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
-OPENVINO = "OpenVINOExecutionProvider"
-# AMX or AVX512-BF16 make bf16 the faster type; elsewhere OpenVINO would emulate it.
-BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
+OPENVINO_EP = "openvino_ep"
+# What takes plans, by the compiler that made them.
+PLAN_PROVIDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
 # ONNX Runtime reports a bad file and a bad provider by the same exceptions; only their texts differ.
 SIGNS_OF_DAMAGE = (
     "invalid_protobuf", "protobuf parsing failed", "no graph was found", "external data", "external initializer",
     "invalid_graph", "invalid model",
 )  # fmt: skip
-
-
-def cpu_has_bf16(flags: str | None = None) -> bool:
-    """Whether the processor multiplies bf16 in hardware, from the kernel's list of its flags."""
-    if flags is None:
-        listing = Path("/proc/cpuinfo")
-        flags = listing.read_text() if listing.exists() else ""
-    return bool(BF16_FLAGS & set(flags.split()))
 
 
 @cache
@@ -45,7 +41,7 @@ def _openvino_devices() -> tuple[Any, ...]:
     except ImportError:
         return ()
     try:
-        ort.register_execution_provider_library(OPENVINO, plugin.get_library_path())
+        ort.register_execution_provider_library(PROVIDERS[OPENVINO_EP].theirs, plugin.get_library_path())
     except Exception:  # a library that does not load is a provider that is not there
         logger.exception("the OpenVINO plug-in cannot be loaded")
         return ()
@@ -54,12 +50,17 @@ def _openvino_devices() -> tuple[Any, ...]:
 
 
 def available_providers() -> tuple[str, ...]:
-    """Our names of the providers that can be used here, the preferred one first."""
+    """Our names of the execution providers that ONNX Runtime has here, the preferred one first."""
     built_in = set(ort.get_available_providers())
-    found = {name for name, theirs in BUILT_IN.items() if theirs in built_in}
+    found = {name for name, provider in PROVIDERS.items() if name != OPENVINO_EP and provider.theirs in built_in}
     if _openvino_devices():
-        found.add("openvino")
+        found.add(OPENVINO_EP)
     return tuple(name for name in PREFERENCE if name in found)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, for reports."""
+    return {"onnxruntime": ort.__version__}
 
 
 class OrtRunner:
@@ -68,67 +69,107 @@ class OrtRunner:
     Args:
         component: names the file and its tensors.
         folder: where the file is.
-        provider: `auto` or one of `PREFERENCE`.
-        threads: threads within an operator; 0 takes one per core.
+        provider: one of `available_providers()`.
+        plan: a compiled file to run in place of the exported one, by the provider of its compiler.
 
     Raises:
         ArtefactError: the file is missing, damaged, or has other inputs than the component.
-        ProviderError: the provider is unknown, not available here, or cannot take the graph.
+        ProviderError: the provider is not available here, or cannot take the graph.
     """
 
-    def __init__(self, component: Component, folder: Path, provider: str = "auto", threads: int = 0) -> None:
-        available = available_providers()
-        chosen = available[0] if provider == "auto" else provider
-        if chosen not in available:
-            raise ProviderError(
-                f"provider {provider!r} is not available here; choose auto or one of {', '.join(available)}"
-            )
-        path = folder / component.file
+    def __init__(
+        self,
+        component: Component,
+        folder: Path,
+        provider: str,
+        settings: Settings = DEFAULTS,
+        *,
+        plan: Path | None = None,
+    ) -> None:
+        present = available_providers()
+        if provider not in present:
+            raise ProviderError(f"provider {provider!r} is not available here; choose one of {', '.join(present)}")
+        path = plan or folder / component.file
         if not path.is_file():
-            raise ArtefactError(f"{path} does not exist; run `python -m export` again")
+            remedy = "python -m engines build" if plan else "python -m export"
+            raise ArtefactError(f"{path} does not exist; run `{remedy}` again")
         self.component = component
-        self.provider = chosen
-        self._session = _session(path, chosen, threads)
+        self.provider = provider
+        self._session = _plan_session(component, path, provider, settings) if plan else _session(
+            component, path, provider, settings
+        )  # fmt: skip
         theirs = [tensor.name for tensor in self._session.get_inputs()]
         ours = [spec.name for spec in component.inputs]
         if sorted(theirs) != sorted(ours):
             raise ArtefactError(f"{path} takes {theirs}, pipeline.json says {ours}; run `python -m export` again")
         self._outputs = [spec.name for spec in component.outputs]
+        self._bound: BoundSession | None = None
+        if PROVIDERS[provider].on_gpu:
+            device = ("cuda", settings.device)
+            self._bound = BoundSession(self._session, component.outputs, device, graphs=settings.cuda_graphs)
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        self.component.bind(feeds)
+        sizes = self.component.bind(feeds)
         try:
+            if self._bound is not None:
+                return self._bound.run(feeds, sizes)
             values = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of several kinds
             raise ProviderError(f"{self.provider} failed on {self.component.name}: {error}") from error
         return dict(zip(self._outputs, values, strict=True))
 
 
-def _session(path: Path, provider: str, threads: int) -> Any:
+def _session(component: Component, path: Path, provider: str, settings: Settings) -> Any:
+    options = _session_options(settings)
+    kept = _kept_context(component, provider, settings)
+    if kept is not None and kept.is_file():
+        return _open(kept, provider, settings, options)
+    if kept is not None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        for key, value in context_settings(kept).items():
+            options.add_session_config_entry(key, value)
+    return _open(path, provider, settings, options)
+
+
+def _plan_session(component: Component, plan: Path, provider: str, settings: Settings) -> Any:
+    options = _session_options(settings)
+    # A plan is the whole component: what the provider does not take is a failure.
+    options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    with tempfile.TemporaryDirectory(prefix="aquatint-plan-") as folder:
+        model = write_context_model(component, plan, PROVIDERS[provider].theirs, Path(folder))
+        return _open(model, provider, settings, options)
+
+
+def _session_options(settings: Settings) -> Any:
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = settings.threads
     options.log_severity_level = 3
     # Spinning threads would take the cores from the other processes of the server between calls.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _kept_context(component: Component, provider: str, settings: Settings) -> Path | None:
+    """Where the compiled session is kept: a name of everything that goes into it."""
+    if settings.cache is None or not PROVIDERS[provider].context_cache:
+        return None
+    everything = [component.sha256, ort.__version__, PROVIDERS[provider].options(settings)]
+    key = hashlib.sha256(json.dumps(everything).encode()).hexdigest()
+    return settings.cache / provider / f"{component.name}-{key[:12]}.onnx"
+
+
+def _open(path: Path, provider: str, settings: Settings, options: Any) -> Any:
     try:
-        return OPENERS.get(provider, _open_built_in)(path, provider, options)
+        if provider == OPENVINO_EP:
+            options.add_provider_for_devices(list(_openvino_devices()), PROVIDERS[provider].options(settings))
+            return ort.InferenceSession(path, options)
+        session = ort.InferenceSession(path, options, providers=chain(provider, settings, available_providers()))
     except Exception as error:  # bare pybind exceptions again
         text = str(error)
         if any(sign in text.lower() for sign in SIGNS_OF_DAMAGE):
             raise ArtefactError(f"{path} is damaged ({text}); run `python -m export` again") from error
         raise ProviderError(f"{provider} cannot load {path}: {text}") from error
-
-
-def _open_built_in(path: Path, provider: str, options: Any) -> Any:
-    fallback = [] if provider == "cpu" else [BUILT_IN["cpu"]]
-    return ort.InferenceSession(path, options, providers=[BUILT_IN[provider], *fallback])
-
-
-def _open_openvino(path: Path, provider: str, options: Any) -> Any:
-    precision = "bf16" if cpu_has_bf16() else "f32"
-    configuration = f'{{"CPU": {{"INFERENCE_PRECISION_HINT": "{precision}"}}}}'
-    options.add_provider_for_devices(list(_openvino_devices()), {"load_config": configuration})
-    return ort.InferenceSession(path, options)
-
-
-OPENERS: dict[str, Callable[[Path, str, Any], Any]] = {"openvino": _open_openvino}
+    # A provider whose libraries are missing is left out with a line in the log, and the CPU takes over.
+    if session.get_providers()[0] != PROVIDERS[provider].theirs:
+        raise ProviderError(f"{provider} is installed but does not start here; see that its CUDA libraries are found")
+    return session

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engines.component import Arrays, Component, TensorSpec, resolve
+from engines.component import Arrays, Component, PipelineSpec, TensorSpec, resolve
+from engines.errors import ProviderError
+from engines.providers import DEFAULTS, OPENVINO, PREFERENCE, Settings
 
 FAKE = "fake"
 
@@ -92,13 +94,25 @@ def _fake_output(
     return patterned
 
 
-def open_runner(component: Component, folder: Path, provider: str = "auto", threads: int = 0) -> Runner:
+def available() -> tuple[str, ...]:
+    """The names of the providers that can be used here, the preferred one first."""
+    from engines import openvino_runner, ort_runner
+
+    found = {*ort_runner.available_providers(), *((OPENVINO,) if openvino_runner.available() else ())}
+    return tuple(name for name in PREFERENCE if name in found)
+
+
+def open_runner(
+    component: Component,
+    folder: Path,
+    provider: str = "auto",
+    settings: Settings = DEFAULTS,
+) -> Runner:
     """Load a component's exported file from `folder`.
 
     Args:
-        provider: `auto` takes the first that is available of `engines.ort_runner.PREFERENCE`; else one of their names,
+        provider: `auto` takes the first that is available of `engines.providers.PREFERENCE`; else one of their names,
             or `fake`.
-        threads: CPU threads of the provider; 0 leaves it to the provider.
 
     Raises:
         ArtefactError: the file is missing or damaged.
@@ -106,6 +120,23 @@ def open_runner(component: Component, folder: Path, provider: str = "auto", thre
     """
     if provider == FAKE:
         return FakeRunner(component)
+    present = available()
+    chosen = present[0] if provider == "auto" else provider
+    if chosen not in present:
+        raise ProviderError(f"provider {provider!r} is not available here; choose auto or one of {', '.join(present)}")
+    if chosen == OPENVINO:
+        from engines.openvino_runner import OpenVinoRunner
+
+        return OpenVinoRunner(component, folder, settings)
     from engines.ort_runner import OrtRunner
 
-    return OrtRunner(component, folder, provider, threads)
+    return OrtRunner(component, folder, chosen, settings)
+
+
+def open_plans(
+    component: Component, spec: PipelineSpec, folder: Path, provider: str = "auto", settings: Settings = DEFAULTS
+) -> Runner:
+    """Load a component's plans, one for each resolution; see `engines.plan_runner.PlanRunner` for what it raises."""
+    from engines.plan_runner import PlanRunner
+
+    return PlanRunner(component, spec, folder, provider, settings)

@@ -13,24 +13,30 @@ from engines.errors import ProviderError
 
 
 class TritonRunner:
-    """Runs a component as the Triton model of the same name. Works only inside a Triton Python model's process."""
+    """Runs a component as a Triton model. Works only inside a Triton Python model's process.
+
+    Args:
+        models: the model for latents of (height, width), where each has its own; without, that of the same name.
+    """
 
     provider = "triton"
 
-    def __init__(self, component: Component) -> None:
+    def __init__(self, component: Component, models: Mapping[tuple[int, int], str] | None = None) -> None:
         self.component = component
+        self._models = dict(models or {})
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
-        self.component.bind(feeds)
+        sizes = self.component.bind(feeds)
+        model = self._models.get((sizes.get("height", 0), sizes.get("width", 0)), self.component.name)
         names = [spec.name for spec in self.component.outputs]
         request = self._triton.InferenceRequest(
-            model_name=self.component.name,
+            model_name=model,
             inputs=[self._triton.Tensor(name, array) for name, array in feeds.items()],
             requested_output_names=names,
         )
         response = request.exec()
         if response.has_error():
-            raise ProviderError(f"Triton model {self.component.name} failed: {response.error().message()}")
+            raise ProviderError(f"Triton model {model} failed: {response.error().message()}")
         # The response's memory goes back to Triton with the response, hence the copies.
         return {n: self._triton.get_output_tensor_by_name(response, n).as_numpy().copy() for n in names}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.config import PLACEMENTS, ServerConfig
+from server.config import BACKENDS, PLACEMENTS, ServerConfig
 from server.errors import ServerError
 from server.request import FIELDS, Field, Value
 from server.sampler_names import SAMPLERS
@@ -53,7 +53,14 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--address", default="127.0.0.1", help="address to listen on")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         target.add_argument(f"--{name}-port", type=int, default=port)
-    target.add_argument("--provider", default="auto", help="auto, cpu, openvino, cuda, tensorrt, or fake")
+    target.add_argument(
+        "--provider", default="auto", help="auto, tensorrt, tensorrt_rtx, cuda, openvino, openvino_ep, cpu, or fake"
+    )
+    target.add_argument("--plans", action="store_true", help="run the plans in DIR/plans by that provider")
+    target.add_argument("--cache", default="", help="folder for what providers compile; ~/.cache/aquatint by default")
+    target.add_argument(
+        "--cuda-graphs", action="store_true", help="record a GPU's calls once per shape, and replay them"
+    )
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
@@ -65,6 +72,9 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     defaults = {"text-encoder": "triton", "unet": "in_process", "vae-decoder": "triton"}
     for component, place in defaults.items():
         target.add_argument(f"--{component}", choices=PLACEMENTS, default=place, help=f"where it runs ({place})")
+    target.add_argument(
+        "--backend", choices=BACKENDS, default="python", help="of Triton, for components that run in triton (python)"
+    )
     target.add_argument("--response-cache-mb", type=int, default=0, help="answers kept for requests with a seed")
     target.add_argument("--trace-endpoint", default="", help="OpenTelemetry collector, such as http://localhost:4318")
     target.add_argument("--log-level", default="info", help="debug, info, warning or error")
@@ -81,6 +91,10 @@ def launch(options: argparse.Namespace) -> int:
     config = ServerConfig(
         model=options.model.resolve(),
         provider=options.provider,
+        plans=options.plans,
+        backend=options.backend,
+        cache=options.cache and str(Path(options.cache).resolve()),
+        cuda_graphs=options.cuda_graphs,
         unet_threads=options.unet_threads,
         max_rows=options.max_rows,
         row_cap=options.row_cap,

@@ -8,10 +8,16 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from engines.component import Component, PipelineSpec
+from engines.driver import device_capability
+from engines.profiles import Rows, component_profile, depends_on_resolution, latent_sides
+from engines.providers import Settings, default_cache
 from server.errors import StartupError
 
 Placement: TypeAlias = Literal["in_process", "triton"]
 PLACEMENTS: tuple[Placement, ...] = ("in_process", "triton")
+Backend: TypeAlias = Literal["python", "onnxruntime", "tensorrt"]
+BACKENDS: tuple[Backend, ...] = ("python", "onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +26,11 @@ class ServerConfig:
 
     Attributes:
         model: the export folder.
-        provider: execution provider of every component; see `engines.runner.open_runner`.
+        provider: of every component; see `engines.runner.open_runner`.
+        plans: run the plans in the export folder by that provider, in place of the exported files.
+        backend: of Triton that runs the components placed in `triton`: ours in Python, or one of its own.
+        cache: folder for what providers compile; empty takes `engines.providers.default_cache()`.
+        cuda_graphs: whether a GPU records calls once for each shape, and replays them.
         unet_threads: CPU threads of the UNet; 0 lets the provider choose.
         component_threads: CPU threads of each component that runs once per image.
         max_rows: rows of one UNet call.
@@ -39,6 +49,10 @@ class ServerConfig:
 
     model: Path
     provider: str = "auto"
+    plans: bool = False
+    backend: Backend = "python"
+    cache: str = ""
+    cuda_graphs: bool = False
     unet_threads: int = 0
     component_threads: int = 1
     max_rows: int = 16
@@ -60,6 +74,20 @@ class ServerConfig:
         """Where a component runs."""
         places = {"text_encoder": self.text_encoder, "unet": self.unet, "vae_decoder": self.vae_decoder}
         return places[component]
+
+    def settings(self, component: Component, spec: PipelineSpec) -> Settings:
+        """How a component is run here; a GPU that compiles it is told the shapes that will come."""
+        resolutions = spec.resolutions if depends_on_resolution(component) else spec.resolutions[:1]
+        rows = Rows(1, min(8, self.max_rows), self.max_rows)
+        return Settings(
+            threads=self.unet_threads if component.name == "unet" else self.component_threads,
+            cache=Path(self.cache) if self.cache else default_cache(),
+            cuda_graphs=self.cuda_graphs,
+            profiles=tuple(
+                component_profile(component, latent_sides(resolution, spec.downscale), rows)
+                for resolution in (resolutions if device_capability() else ())
+            ),
+        )
 
     def to_json(self) -> str:
         """As one string, for a `config.pbtxt` parameter."""

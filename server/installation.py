@@ -15,6 +15,7 @@ from server.errors import StartupError
 from server.ports import Ports
 
 CONTAINER_SERVER = Path("/opt/tritonserver/bin/tritonserver")
+CONTAINER_BACKENDS = Path("/opt/tritonserver/backends")
 STUB = "triton_python_backend_stub"
 SHARED_MEMORY_BYTES = 64 << 20
 EXIT_TIMEOUT_SECONDS = 30
@@ -53,6 +54,13 @@ class Installation:
             f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
         ]
+
+    def require_backend(self, name: str) -> None:
+        """Raises StartupError where this tritonserver has no such backend."""
+        if not ((self.backends or CONTAINER_BACKENDS) / name).is_dir():
+            raise StartupError(
+                f"the tritonserver here has no backend {name!r}; use NVIDIA's Triton image, or --backend python"
+            )
 
     def environment(self) -> dict[str, str]:
         """The stub takes the first `python3` of PATH for its own, and must find its shared library."""

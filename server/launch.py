@@ -271,6 +271,8 @@ def check_deployment(config: ServerConfig) -> PipelineSpec:
     spec = PipelineSpec.read(config.model)
     if config.provider != FAKE:
         spec.verify(config.model)
+    if config.backend != "python":
+        find_installation().require_backend(config.backend)
     TrainedSchedule.from_config(spec.schedule)
     PromptTokenizer(config.model / spec.tokenizer, spec.context_length)
     _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))

@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from engines.component import Component, PipelineSpec
-from engines.runner import FAKE, FakeRunner, Runner, open_runner
+from engines.native import resolution_models
+from engines.runner import FAKE, FakeRunner, Runner, open_plans, open_runner
 from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
 from server.errors import InvalidRequest, ScheduleError
@@ -175,7 +176,7 @@ class Pipeline:
         return to_pixels(self.runners["vae_decoder"].infer({"latent": scaled})["image"])
 
 
-def open_component(component: Component, config: ServerConfig) -> Runner:
+def open_component(component: Component, config: ServerConfig, spec: PipelineSpec) -> Runner:
     """Load one component; a fake UNet takes as long as the deployment's step-time curve says.
 
     Raises:
@@ -183,15 +184,20 @@ def open_component(component: Component, config: ServerConfig) -> Runner:
     """
     if config.provider == FAKE and component.name == "unet":
         return FakeRunner(component, StepCurve(config.step_seconds, config.batch_sizes).seconds)
-    threads = config.unet_threads if component.name == "unet" else config.component_threads
-    return open_runner(component, config.model, config.provider, threads)
+    if config.plans:
+        return open_plans(component, spec, config.model, config.provider, config.settings(component, spec))
+    return open_runner(component, config.model, config.provider, config.settings(component, spec))
 
 
-def open_pipeline(config: ServerConfig, remote: Callable[[Component], Runner] | None = None) -> Pipeline:
+Remote: TypeAlias = Callable[[Component, Mapping[tuple[int, int], str]], Runner]
+
+
+def open_pipeline(config: ServerConfig, remote: Remote | None = None) -> Pipeline:
     """Load an export folder.
 
     Args:
-        remote: makes the runner of a component that is placed in Triton; without it every component is in process.
+        remote: makes the runner of a component that is placed in Triton, given the names of its models by the latents'
+            (height, width) where there are several; without it every component is in process.
 
     Raises:
         EngineError: a file is missing or damaged, or the provider is not available.
@@ -202,7 +208,8 @@ def open_pipeline(config: ServerConfig, remote: Callable[[Component], Runner] | 
     for name in COMPONENTS:
         component = spec.component(name)
         if remote is not None and config.placement(name) == "triton":
-            runners[name] = remote(component)
+            models = resolution_models(component, spec) if config.backend == "tensorrt" else {}
+            runners[name] = remote(component, models)
         else:
-            runners[name] = open_component(component, config)
+            runners[name] = open_component(component, config, spec)
     return Pipeline(spec, config.model, runners)

@@ -7,6 +7,9 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+from engines.component import PipelineSpec
+from engines.driver import device_capability
+from engines.native import VERSION, NativeModel, onnxruntime_model, tensorrt_models
 from server.config import ServerConfig
 from server.request import CANCEL, FIELDS
 from server.sampler_names import SAMPLERS, SCHEDULES
@@ -69,8 +72,32 @@ def write_request_configs(models: Path = MODELS) -> None:
 
 
 def deployed_models(config: ServerConfig) -> list[str]:
-    """The models that a deployment consists of."""
-    return [STREAM, FACE, *(name for name in COMPONENT_MODELS if config.placement(name) == "triton")]
+    """The Python models that a deployment consists of."""
+    return [STREAM, FACE, *(_placed(config) if config.backend == "python" else [])]
+
+
+def _placed(config: ServerConfig) -> list[str]:
+    return [name for name in COMPONENT_MODELS if config.placement(name) == "triton"]
+
+
+def native_models(config: ServerConfig) -> list[NativeModel]:
+    """The models of Triton's own backends that a deployment consists of.
+
+    Raises:
+        EngineError: the export is damaged, or a plan is missing, stale or damaged.
+    """
+    if config.backend == "python":
+        return []
+    spec = PipelineSpec.read(config.model)
+    on_gpu = device_capability() is not None
+    models: list[NativeModel] = []
+    for component in map(spec.component, _placed(config)):
+        chosen = config.settings(component, spec)
+        if config.backend == "onnxruntime":
+            models.append(onnxruntime_model(component, spec, config.model, chosen, on_gpu=on_gpu))
+        else:
+            models += tensorrt_models(component, spec, config.model, chosen)
+    return models
 
 
 def write_repository(config: ServerConfig, target: Path) -> None:
@@ -78,8 +105,15 @@ def write_repository(config: ServerConfig, target: Path) -> None:
 
     Args:
         target: an empty or absent folder.
+
+    Raises:
+        EngineError: see `native_models`.
     """
     for name in deployed_models(config):
         shutil.copytree(MODELS / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         with (target / name / "config.pbtxt").open("a", encoding="utf-8") as file:
             file.write(_text_parameter("deployment", config.to_json()))
+    for model in native_models(config):
+        (target / model.name).mkdir(parents=True)
+        (target / model.name / "config.pbtxt").write_text(model.config, encoding="utf-8")
+        (target / model.name / VERSION).symlink_to(model.files.resolve())

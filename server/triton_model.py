@@ -155,7 +155,7 @@ class ComponentModel:
     def initialize(self, args: Mapping[str, str]) -> None:
         config = deployment(args)
         spec = PipelineSpec.read(config.model)
-        self._runner = open_component(spec.component(args["model_name"]), config)
+        self._runner = open_component(spec.component(args["model_name"]), config, spec)
         first_call(self._runner, spec)
         settle()
 

@@ -1,6 +1,5 @@
 """ONNX Runtime: which providers there are, and what happens to good and bad files; on a graph of one product."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import ort_runner
 from engines.component import Component, TensorSpec
 from engines.errors import ArtefactError, FeedError, ProviderError
-from engines.ort_runner import OrtRunner, available_providers, cpu_has_bf16
+from engines.ort_runner import OrtRunner, available_providers
+from engines.providers import PROVIDERS, Settings
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4)
 PRODUCT = Component(
@@ -54,7 +54,7 @@ def with_external_data(folder: Path) -> Path:
 
 
 def test_a_component_runs_with_any_number_of_rows(folder: Path) -> None:
-    runner = OrtRunner(PRODUCT, folder, "cpu", threads=1)
+    runner = OrtRunner(PRODUCT, folder, "cpu", Settings(threads=1))
     for rows in (1, 2, 5):
         x = np.random.default_rng(rows).standard_normal((rows, 3)).astype(np.float32)
         np.testing.assert_allclose(runner.infer({"x": x})["y"], x @ WEIGHTS, rtol=1e-6)
@@ -71,8 +71,9 @@ def test_weights_beside_the_graph_are_found(folder: Path) -> None:
     ("built_in", "openvino", "found"),
     [
         (["CPUExecutionProvider"], False, ("cpu",)),
-        (["AzureExecutionProvider", "CPUExecutionProvider"], True, ("openvino", "cpu")),
-        (BUILT_IN[1:], True, ("cuda", "openvino", "cpu")),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], True, ("openvino_ep", "cpu")),
+        (BUILT_IN[1:], True, ("cuda", "openvino_ep", "cpu")),
+        ([*BUILT_IN, "NvTensorRTRTXExecutionProvider"], False, ("tensorrt", "tensorrt_rtx", "cuda", "cpu")),
         (BUILT_IN, False, ("tensorrt", "cuda", "cpu")),
     ],
 )
@@ -84,19 +85,14 @@ def test_providers_are_listed_with_the_preferred_one_first(
     assert available_providers() == found
 
 
-def test_auto_takes_the_first_available_provider(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ort_runner, "available_providers", lambda: ("cpu", "cuda"))
-    assert OrtRunner(PRODUCT, folder).provider == "cpu"
-
-
 @pytest.mark.parametrize("provider", ["cuda", "tpu", "CPU", ""])
 def test_a_provider_that_is_not_here_is_refused_with_the_choice(
     folder: Path, monkeypatch: pytest.MonkeyPatch, provider: str
 ) -> None:
-    monkeypatch.setattr(ort_runner, "available_providers", lambda: ("openvino", "cpu"))
+    monkeypatch.setattr(ort_runner, "available_providers", lambda: ("openvino_ep", "cpu"))
     with pytest.raises(ProviderError) as caught:
         OrtRunner(PRODUCT, folder, provider)
-    assert str(caught.value) == (f"provider {provider!r} is not available here; choose auto or one of openvino, cpu")
+    assert str(caught.value) == f"provider {provider!r} is not available here; choose one of openvino_ep, cpu"
 
 
 def devices_with(monkeypatch: pytest.MonkeyPatch, plugin: Any) -> tuple[Any, ...]:
@@ -122,25 +118,109 @@ def test_openvino_is_absent_where_its_plugin_is_not_installed(monkeypatch: pytes
     assert devices_with(monkeypatch, None) == ()
 
 
-@pytest.mark.parametrize(("bf16", "precision"), [(True, "bf16"), (False, "f32")])
-def test_openvino_computes_in_bf16_where_the_processor_does(
-    monkeypatch: pytest.MonkeyPatch, bf16: bool, precision: str
-) -> None:
+def test_the_openvino_plugin_is_given_its_devices_and_options(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
-    options = SimpleNamespace(add_provider_for_devices=lambda devices, settings: given.append((devices, settings)))
+
+    class Options:
+        def add_session_config_entry(self, key: str, value: str) -> None:
+            given.append((key, value))
+
+        def add_provider_for_devices(self, devices: list[str], options: dict[str, str]) -> None:
+            given.append((devices, options))
+
+    settings = Settings(threads=3, precision="f32")
+    session = SimpleNamespace(get_inputs=lambda: [SimpleNamespace(name="x")])
     monkeypatch.setattr(ort_runner, "_openvino_devices", lambda: ("device",))
-    monkeypatch.setattr(ort_runner, "cpu_has_bf16", lambda: bf16)
-    monkeypatch.setattr("onnxruntime.InferenceSession", lambda path, options: (path, options))
-    assert ort_runner._open_openvino(Path("m.onnx"), "openvino", options) == (Path("m.onnx"), options)
-    ((devices, settings),) = given
-    assert devices == ["device"]
-    assert json.loads(settings["load_config"]) == {"CPU": {"INFERENCE_PRECISION_HINT": precision}}
+    monkeypatch.setattr("onnxruntime.SessionOptions", Options)
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda path, options: session)
+    assert OrtRunner(PRODUCT, folder, "openvino_ep", settings).provider == "openvino_ep"
+    assert given[-1] == (["device"], PROVIDERS["openvino_ep"].options(settings))
 
 
-@pytest.mark.skipif("openvino" not in available_providers(), reason="no OpenVINO device here")
-def test_openvino_computes_what_the_cpu_provider_does(folder: Path) -> None:
-    outputs = OrtRunner(PRODUCT, folder, "openvino").infer(FEEDS)
+@pytest.mark.skipif("openvino_ep" not in available_providers(), reason="no OpenVINO device here")
+def test_the_openvino_plugin_computes_what_the_cpu_provider_does(folder: Path) -> None:
+    outputs = OrtRunner(PRODUCT, folder, "openvino_ep").infer(FEEDS)
     np.testing.assert_allclose(outputs["y"], FEEDS["x"] @ WEIGHTS, rtol=1e-2)
+
+
+class Opened:
+    """Stands in for ONNX Runtime's sessions on a machine that has a GPU; keeps what they are opened with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, running: str) -> None:
+        self.paths: list[Path] = []
+        self.links: list[Path] = []
+        self.providers: list[Any] = []
+        self.entries: list[dict[str, str]] = []
+        names = ["TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider"]
+        monkeypatch.setattr("onnxruntime.get_available_providers", lambda: [*names, "CPUExecutionProvider"])
+        monkeypatch.setattr("onnxruntime.InferenceSession", self.open)
+        self._running = running
+
+    def open(self, path: Path, options: Any, providers: Any) -> Any:
+        self.paths.append(path)
+        self.links += [link.resolve() for link in path.parent.glob("*.plan")]
+        self.providers.append(providers)
+        keys = ("ep.context_enable", "ep.context_file_path", "session.disable_cpu_ep_fallback")
+        self.entries.append({key: value for key in keys if (value := entry(options, key))})
+        inputs = [SimpleNamespace(name="x")]
+        return SimpleNamespace(get_providers=lambda: [self._running], get_inputs=lambda: inputs)
+
+
+def entry(options: Any, key: str) -> str:
+    """A session setting, empty where it was not made."""
+    try:
+        return str(options.get_session_config_entry(key))
+    except RuntimeError:
+        return ""
+
+
+def test_a_provider_that_was_left_out_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime goes on with the CPU when the libraries of CUDA are not found."""
+    Opened(monkeypatch, running="CPUExecutionProvider")
+    with pytest.raises(ProviderError, match="cuda is installed but does not start here; see that its CUDA libraries"):
+        OrtRunner(PRODUCT, folder, "cuda")
+
+
+def test_a_gpu_provider_is_given_its_options_and_those_of_what_takes_the_rest(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch, running="TensorrtExecutionProvider")
+    OrtRunner(PRODUCT, folder, "tensorrt", Settings(device=1))
+    ((first, options), (second, _), (third, _)) = opened.providers[0]
+    assert [first, second, third] == BUILT_IN
+    assert options == PROVIDERS["tensorrt"].options(Settings(device=1))
+    assert opened.entries == [{}]
+
+
+def test_a_compiled_session_is_kept_and_opened_at_the_next_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Opened(monkeypatch, running="NvTensorRTRTXExecutionProvider")
+    settings = Settings(cache=folder / "cache")
+    OrtRunner(PRODUCT, folder, "tensorrt_rtx", settings)
+    kept = Path(opened.entries[0]["ep.context_file_path"])
+    assert (opened.paths[0], opened.entries[0]["ep.context_enable"]) == (folder / PRODUCT.file, "1")
+    kept.touch()
+    OrtRunner(PRODUCT, folder, "tensorrt_rtx", settings)
+    assert (opened.paths[1], opened.entries[1]) == (kept, {})
+    OrtRunner(replace(PRODUCT, sha256="f" * 64), folder, "tensorrt_rtx", settings)
+    assert opened.entries[2]["ep.context_file_path"] != str(kept)
+
+
+def test_a_plan_is_opened_as_a_context_model_with_no_other_provider_for_its_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch, running="TensorrtExecutionProvider")
+    plan = folder / "product.plan"
+    plan.write_bytes(b"plan")
+    OrtRunner(PRODUCT, folder, "tensorrt", plan=plan)
+    assert opened.links == [plan.resolve()]
+    assert opened.entries == [{"session.disable_cpu_ep_fallback": "1"}]
+    assert not opened.paths[0].exists()
+
+
+def test_a_missing_plan_is_named_with_the_remedy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Opened(monkeypatch, running="TensorrtExecutionProvider")
+    with pytest.raises(ArtefactError, match=r"x\.plan does not exist; run `python -m engines build` again"):
+        OrtRunner(PRODUCT, folder, "tensorrt", plan=folder / "x.plan")
 
 
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
@@ -217,27 +297,9 @@ def test_what_the_provider_raises_is_a_provider_error(folder: Path) -> None:
 def test_a_provider_that_cannot_load_a_good_file_is_a_provider_error(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(path: Path, provider: str, options: Any) -> Any:
+    def refuse(path: Path, options: Any, providers: Any) -> Any:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setitem(ort_runner.OPENERS, "cpu", refuse)
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
     with pytest.raises(ProviderError, match=r"^cpu cannot load .*product\.onnx: no memory left$"):
         OrtRunner(PRODUCT, folder, "cpu")
-
-
-@pytest.mark.parametrize(
-    ("flags", "has"),
-    [
-        ("flags\t\t: fpu avx512_bf16 sse", True),
-        ("flags : fpu sse\nflags : fpu amx_bf16 amx_tile", True),
-        ("flags : fpu avx512f amx_tile avx512_bf16_not", False),
-        ("", False),
-    ],
-)
-def test_bf16_is_read_from_the_processors_flags(flags: str, has: bool) -> None:
-    assert cpu_has_bf16(flags) is has
-
-
-def test_bf16_of_this_machine_is_known() -> None:
-    listing = Path("/proc/cpuinfo")
-    assert cpu_has_bf16() is cpu_has_bf16(listing.read_text() if listing.exists() else "")

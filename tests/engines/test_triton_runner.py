@@ -73,6 +73,14 @@ def test_the_model_is_called_as_the_component_with_all_its_tensors(triton: Stand
     assert {name: array.tolist() for name, array in outputs.items()} == {"mean": [3, 4], "deviation": [4, 6]}
 
 
+def test_a_resolution_may_have_a_model_of_its_own(triton: StandIn) -> None:
+    image = (TensorSpec("image", "float32", ("rows", "height", "width")), *MOMENTS.inputs[1:])
+    runner = TritonRunner(Component("vae_encoder", "", image, MOMENTS.outputs), {(3, 4): "vae_encoder_24x32"})
+    for width in (4, 5):
+        runner.infer({**FEEDS, "image": np.ones((2, 3, width), np.float32)})
+    assert [request.model_name for request in triton.requests] == ["vae_encoder_24x32", "vae_encoder"]
+
+
 def test_outputs_outlive_the_response(triton: StandIn) -> None:
     outputs = TritonRunner(MOMENTS).infer(FEEDS)
     triton.memory["mean"][:] = -1

@@ -14,6 +14,7 @@ from torch import nn
 from engines.catalog import SIDE_MULTIPLE, components_of
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.ort_runner import OrtRunner
+from engines.providers import Settings
 from export import to_onnx
 from export.checkpoint import Checkpoint
 from export.to_onnx import EXAMPLE, OPSET, example_inputs, export_onnx
@@ -28,7 +29,7 @@ class Exported:
     def __init__(self, checkpoint: Path, folder: Path) -> None:
         spec, trained = PipelineSpec.read(folder), Checkpoint.open(str(checkpoint))
         self.components = spec.components
-        self._runners = {name: OrtRunner(c, folder, "cpu", threads=1) for name, c in spec.components.items()}
+        self._runners = {name: OrtRunner(c, folder, "cpu", Settings(threads=1)) for name, c in spec.components.items()}
         self._networks = {name: load_component(trained, name) for name in spec.components}
 
     def run(self, name: str, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -101,7 +102,9 @@ def test_the_vae_encoder_gives_the_mean_and_the_variance_of_a_picture(
     feeds = exported.feeds("vae_encoder", 1)
     moments = exported.run("vae_encoder", feeds)
     with torch.no_grad():
-        posterior = Checkpoint.open(str(tiny_checkpoint)).vae().encode(torch.from_numpy(feeds["image"])).latent_dist
+        posterior = (
+            Checkpoint.open(str(tiny_checkpoint)).network("vae").encode(torch.from_numpy(feeds["image"])).latent_dist
+        )
     np.testing.assert_allclose(moments[:, :4], posterior.mean, rtol=0, atol=1e-4)
     np.testing.assert_allclose(moments[:, 4:], posterior.logvar, rtol=0, atol=1e-4)
 
@@ -165,7 +168,7 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.
     outputs = (TensorSpec("shifted", "float32", ("rows", 3, "8*height", "8*width")),)
     export_onnx(Shift(), inputs, outputs, tmp_path / "shift.onnx")
     assert (tmp_path / "shift.onnx.data").exists() is (limit == 0)
-    runner = OrtRunner(Component("shift", "shift.onnx", inputs, outputs), tmp_path, "cpu", threads=1)
+    runner = OrtRunner(Component("shift", "shift.onnx", inputs, outputs), tmp_path, "cpu", Settings(threads=1))
     image = np.ones((1, 3, 64, 128), np.float32)
     expected = image * 2 + np.arange(3, dtype=np.float32)[:, None, None]
     np.testing.assert_array_equal(runner.infer({"image": image})["shifted"], expected)

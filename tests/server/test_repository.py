@@ -10,6 +10,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from engines.errors import PlanError
 from server.config import ServerConfig
 from server.repository import COMPONENT_MODELS, FACE, MODELS, STREAM, deployed_models, request_config, write_repository
 from server.request import CANCEL, FIELDS
@@ -70,6 +71,23 @@ def test_component_models_have_the_tensors_of_the_catalogue(fake_export: Path) -
         for ours, theirs in ((component.inputs, config.input), (component.outputs, config.output)):
             found = {t.name: (model_config_pb2.DataType.Name(t.data_type), len(t.dims)) for t in theirs}
             assert found == {t.name: (types[t.dtype], len(t.shape)) for t in ours}
+
+
+def test_components_in_tritons_own_backend_are_links_to_the_export(fake_export: Path, tmp_path: Path) -> None:
+    config = ServerConfig(model=fake_export, backend="onnxruntime", unet="triton", vae_decoder="in_process")
+    write_repository(config, tmp_path)
+    assert deployed_models(config) == [STREAM, FACE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([STREAM, FACE, "text_encoder", "unet"])
+    for name in ("text_encoder", "unet"):
+        written = parsed((tmp_path / name / "config.pbtxt").read_text(encoding="utf-8"))
+        assert (written.name, written.backend) == (name, "onnxruntime")
+        assert (tmp_path / name / "1").resolve() == fake_export.resolve()
+
+
+def test_plans_that_are_not_there_are_missed_before_the_server_starts(fake_export: Path, tmp_path: Path) -> None:
+    config = ServerConfig(model=fake_export, backend="tensorrt")
+    with pytest.raises(PlanError, match=r"no TensorRT plan of text_encoder"):
+        write_repository(config, tmp_path)
 
 
 def test_written_repository_carries_the_deployment(tmp_path: Path) -> None:
