@@ -5,14 +5,14 @@ RUN := $(VENV)/bin/python
 CHECKPOINT := export/embedded/checkpoint
 EXPORT := out/export
 
-.PHONY: setup demo test test-slow check serve bench soak export clean
+.PHONY: setup demo test test-slow check serve bench soak export engines-full clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[client,export,triton,openvino,bench,tracing,dev]'
+		--editable '.[client,export,triton,openvino,plans,bench,tracing,dev]'
 	touch $@
 
 export: setup
@@ -47,6 +47,15 @@ bench: export
 # Some minutes; exit code 0 only if nothing was lost or leaked.
 soak: export
 	$(RUN) -m bench soak --model $(EXPORT) --json out/soak.json
+
+# Stable Diffusion 2.1 at full size with random weights, to plans for Ada and Blackwell GPUs: some minutes, 9 GB of disk.
+FULL := out/full
+engines-full: setup
+	test -e $(FULL)/checkpoint/model_index.json || \
+		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint
+	$(RUN) -m export $(FULL)/checkpoint --out $(FULL)/sd21 --precision fp16 --resolution 512 --resolution 768
+	$(RUN) -m engines build $(FULL)/sd21 --compiler tensorrt_rtx --resolution 512 --resolution 768 \
+		--rows 1:2:8 --rows unet=1:8:16 --compute-capability 8.9 --compute-capability 12.0 --json out/engines-full.json
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

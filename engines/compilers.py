@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,7 +115,10 @@ class TensorRT:
         config = self._config(work, trt, watching)
         cache = str(work.timing_cache) if work.timing_cache else None
         try:
-            return trt.engine_bytes_from_network((builder, network), config=config, save_timing_cache=cache)
+            with warnings.catch_warnings():
+                # Polygraphy gives every compiler a timing cache, which TensorRT-RTX calls deprecated.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                return trt.engine_bytes_from_network((builder, network), config=config, save_timing_cache=cache)
         except MemoryError as error:
             raise MemoryShortage(f"{self.name} ran out of memory on {work.component.name}") from error
         except importlib.import_module("polygraphy.exception").PolygraphyException as error:
