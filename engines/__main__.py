@@ -22,6 +22,7 @@ def parser() -> argparse.ArgumentParser:
     _add_build(commands.add_parser("build", help="compile an export's components; what is there already stays"))
     inspecting = commands.add_parser("inspect", help="what plans were made from, and whether they are still good")
     inspecting.add_argument("place", type=Path, metavar="DIR|PLAN", help="an export folder, or one plan")
+    inspecting.add_argument("--here", action="store_true", help="also refuse what this machine cannot run, and say why")
     inspecting.add_argument("--json", action="store_true", help="print the whole manifests as JSON instead")
     inspecting.set_defaults(run=run_inspect)
     return made
@@ -99,7 +100,12 @@ def run_inspect(options: argparse.Namespace) -> int:
     """Exit code 1 when a plan is refused."""
     from engines.inspect import findings, table
 
-    found = findings(options.place)
+    machine = None
+    if options.here:
+        from engines.compilers import open_compiler, this_machine
+
+        machine = this_machine(open_compiler())
+    found = findings(options.place, machine)
     print(json.dumps([finding.to_json() for finding in found], indent=1) if options.json else table(found))
     return int(any(finding.refusal for finding in found))
 

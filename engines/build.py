@@ -108,7 +108,7 @@ def tasks(spec: PipelineSpec, order: Order, compiler: TensorRT) -> list[Task]:
         ArtefactError: a component was not exported.
         BuildError: a resolution is impossible, or not one of the export's.
     """
-    resolutions = order.resolutions or spec.resolutions
+    resolutions = list(dict.fromkeys(order.resolutions or spec.resolutions))
     latents = {resolution: latent_sides(resolution, spec.downscale) for resolution in resolutions}
     if missing := [f"{height}x{width}" for height, width in resolutions if (height, width) not in spec.resolutions]:
         there = ", ".join(f"{height}x{width}" for height, width in spec.resolutions)
@@ -116,7 +116,7 @@ def tasks(spec: PipelineSpec, order: Order, compiler: TensorRT) -> list[Task]:
     if strangers := set(order.rows) - set(spec.components):
         raise BuildError(f"--rows names {sorted(strangers)}; the export has {', '.join(spec.components)}")
     found = []
-    for name in order.components or spec.components:
+    for name in dict.fromkeys(order.components or spec.components):
         component = spec.component(name)
         for resolution in resolutions if depends_on_resolution(component) else resolutions[:1]:
             found.append(_task(spec, order, compiler, component, resolution, latents[resolution]))

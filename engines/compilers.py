@@ -74,6 +74,8 @@ class TensorRT:
 
     def check(self, capabilities: tuple[Capability, ...], options: Options, timing_cache: Path | None) -> None:
         """Raises BuildError for what this compiler cannot be asked."""
+        if timing_cache is not None and not timing_cache.parent.is_dir():
+            raise BuildError(f"the timing cache cannot be written: {timing_cache.parent} is no folder; make it first")
         here = device_capability()
         if here is None:
             raise BuildError("tensorrt builds on the GPU that it builds for, and none is here; build on that machine, "
@@ -86,7 +88,7 @@ class TensorRT:
     def targets(self, capabilities: tuple[Capability, ...]) -> tuple[Capability, ...]:
         """The compute capabilities that a plan is for, given those that were asked for."""
         here = device_capability()
-        return (here,) if here else capabilities
+        return (here,) if here else ()
 
     def compile(self, work: Work) -> Compiled:
         """Build one plan.
@@ -105,7 +107,7 @@ class TensorRT:
         layers = check_types(network, work.component, work.precision)
         # The parser owns the weights that the network refers to.
         plan = self._build(work, trt, builder, network)
-        if device_capability() is not None:
+        if device_capability() in self.targets(work.capabilities):
             check_edges(trt.engine_from_bytes(plan), work.component)
         return Compiled(plan, layers)
 
@@ -167,12 +169,12 @@ class TensorRTRTX(TensorRT):
                 f"{', '.join(map(dotted, allowed))}, or use --compiler tensorrt on such a GPU"
             )
         # 1.7.1 stops at "CHECK(sm_vers_.size() == 1)".
-        if (options.refittable or options.stripped) and len(capabilities) > 1:
+        if (options.refittable or options.stripped) and len(set(capabilities)) > 1:
             raise BuildError("tensorrt_rtx makes refittable and stripped plans for one compute capability at a time; "
                              "build once with each")  # fmt: skip
 
     def targets(self, capabilities: tuple[Capability, ...]) -> tuple[Capability, ...]:
-        return capabilities
+        return tuple(sorted(set(capabilities)))
 
     def _config(self, work: Work, trt: Any, monitor: Any) -> Any:
         rtx = importlib.import_module("polygraphy.backend.tensorrt_rtx")

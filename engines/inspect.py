@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engines.errors import ArtefactError, EngineError
-from engines.manifest import Manifest, check, dotted, plans
+from engines.manifest import Machine, Manifest, check, dotted, plans
 
 HEADER = ("plan", "rows", "type", "for", "options", "MiB", "seconds", "peak GiB", "state")
 
@@ -26,8 +26,11 @@ class Finding:
         return {"plan": str(self.plan), "refusal": self.refusal or None, "manifest": manifest}
 
 
-def findings(place: Path) -> list[Finding]:
+def findings(place: Path, machine: Machine | None = None) -> list[Finding]:
     """The plan at `place`, or all plans of the export folder that it is, each checked against its files.
+
+    Args:
+        machine: that the plans should also run on.
 
     Raises:
         ArtefactError: there is none.
@@ -35,14 +38,14 @@ def findings(place: Path) -> list[Finding]:
     found = [place] if place.suffix == ".plan" else plans(place)
     if not found:
         raise ArtefactError(f"{place} has no plans; make some with `python -m engines build {place}`")
-    return [_finding(plan) for plan in found]
+    return [_finding(plan, machine) for plan in found]
 
 
-def _finding(plan: Path) -> Finding:
+def _finding(plan: Path, machine: Machine | None) -> Finding:
     manifest = None
     try:
         manifest = Manifest.read(plan.with_suffix(".json"))
-        check(manifest, plan)
+        check(manifest, plan, machine)
     except EngineError as error:
         return Finding(plan, manifest, str(error))
     return Finding(plan, manifest, "")

@@ -108,6 +108,15 @@ def test_a_plan_without_a_readable_manifest_is_built_again(toy_export: Path, com
     assert len(compiled) == 2
 
 
+def test_what_is_asked_for_twice_is_built_once(toy_export: Path) -> None:
+    twice = Order(
+        components=("unet", "unet"), resolutions=((64, 64), (64, 64)), capabilities=((12, 0), (8, 9), (12, 0))
+    )
+    [built] = build(toy_export, twice)
+    [again] = build(toy_export, replace(UNET, capabilities=((8, 9), (12, 0))))
+    assert (built.hit, again.hit, again.plan) == (False, True, built.plan)
+
+
 def test_a_new_export_gets_a_plan_of_its_own(toy_export: Path) -> None:
     [old] = build(toy_export, UNET)
     with_component(toy_export, "unet", network("unet", seed=3))

@@ -96,6 +96,7 @@ def test_a_shortage_that_tensorrt_reports_leads_to_fewer_rows(toy_export: Path) 
     [
         ("8.6.1", (9, 0), [], "TensorRT 8.6.1 has no strongly typed networks; install 10.0 or later"),
         ("11.4.0", None, [], "none is here; build on that machine, or use --compiler tensorrt_rtx"),
+        ("11.4.0", (9, 0), ["--timing-cache", "no/such/folder/times"], "no/such/folder is no folder; make it first"),
         ("11.4.0", (9, 0), ["--compute-capability", "8.9"], "builds for the GPU at hand, 9.0, not for 8.9; leave"),
     ],
 )

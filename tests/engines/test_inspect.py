@@ -8,6 +8,7 @@ import pytest
 from engines.build import Order, build
 from engines.errors import ArtefactError
 from engines.inspect import Finding, findings, table
+from engines.manifest import Machine
 from engines.profiles import Rows
 
 
@@ -38,6 +39,13 @@ def test_a_refused_plan_is_marked_and_its_reason_told(built: Path) -> None:
     assert (text_encoder.refusal, "is damaged" in unet.refusal) == ("", True)
     assert table([unet]).splitlines()[1].endswith("refused")
     assert table([unet]).splitlines()[2] == unet.refusal
+
+
+def test_a_plan_for_another_gpu_is_refused_where_it_should_run(built: Path) -> None:
+    version = findings(built)[0].manifest.recipe.version  # type: ignore[union-attr]
+    here = Machine("tensorrt_rtx", version, (8, 6))
+    assert all("for compute capability 8.9 and 12.0, this GPU has 8.6" in f.refusal for f in findings(built, here))
+    assert not any(finding.refusal for finding in findings(built, replace(here, capability=(8, 9))))
 
 
 def test_a_plan_whose_manifest_is_gone_is_shown_too(built: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from engines import build
 from engines.__main__ import main, order, parser
+from engines.driver import device_capability
 from engines.manifest import Options
 from engines.profiles import Rows, Tokens
 
@@ -69,6 +70,13 @@ def test_build_then_inspect(toy_export: Path, capsys: pytest.CaptureFixture[str]
     assert main(["inspect", entry["plan"], "--json"]) == 0
     [shown] = json.loads(capsys.readouterr().out)
     assert (shown["manifest"], shown["refusal"]) == (entry["manifest"], None)
+
+
+@pytest.mark.skipif(device_capability() is not None, reason="there is a GPU")
+def test_without_a_gpu_no_plan_runs_here(toy_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", str(toy_export), "--component", "text_encoder"]) == 0
+    assert main(["inspect", str(toy_export), "--here"]) == 1
+    assert "needs an NVIDIA GPU and its driver, and none is here" in capsys.readouterr().out
 
 
 def test_a_refused_plan_gives_exit_code_1(toy_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
