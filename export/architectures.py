@@ -148,7 +148,7 @@ PNDM = Part("diffusers", "PNDMScheduler", TRAINED | {"set_alpha_to_one": False, 
 DDIM_V = Part("diffusers", "DDIMScheduler", UNCLIPPED | {"prediction_type": "v_prediction"})
 EULER = Part("diffusers", "EulerDiscreteScheduler", TRAINED | {"timestep_spacing": "leading"})
 X4_BETAS: Config = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
-X4_DDIM = Part("diffusers", "DDIMScheduler", DDIM_V.config | X4_BETAS)
+X4_DDIM = Part("diffusers", "DDIMScheduler", {**DDIM_V.config, **X4_BETAS})
 X4_LOW_RES = Part("diffusers", "DDPMScheduler", X4_BETAS)
 
 

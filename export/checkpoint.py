@@ -1,74 +1,118 @@
-"""Trained weights on disk: a diffusers folder, or the hub id of one."""
+"""Trained weights on disk: a diffusers folder, the hub id of one, or a single file. What its configuration says."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+import tempfile
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engines.catalog import Widths
-from engines.component import Family, Task
+from engines.catalog import COMPONENTS, Widths
+from engines.component import Family, Precision, Task
 from export.errors import CheckpointError
 
 # torch, diffusers and transformers take seconds to import: only what loads a network does.
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from tokenizers import Tokenizer
-    from transformers import CLIPTextModel
 
 INDEX_FILE = "model_index.json"
-PARTS = ("tokenizer", "text_encoder", "unet", "vae", "scheduler")
+# A ControlNet is a folder of one network, without an index.
+NETWORK_FILE = "config.json"
+CONTROLNET = "ControlNetModel"
+# Where a component's weights are, unless in the folder of its name.
+PART_OF = {"vae_encoder": "vae", "vae_decoder": "vae", "controlnet": ""}
+TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+TASKS: dict[int, Task] = {4: "text_to_image", 5: "depth", 7: "upscaling", 9: "inpainting"}
+REFINER_TIME_IDS = 5
+# The width of SDXL's pooled prompt, which a ControlNet's configuration only has in a sum.
+XL_POOLED_WIDTH = 1280
 SIZES = {
-    "unet/config.json": ("sample_size", "cross_attention_dim"),
+    "unet/config.json": ("in_channels", "sample_size", "cross_attention_dim", "block_out_channels"),
     "vae/config.json": ("block_out_channels",),
     "text_encoder/config.json": ("num_hidden_layers",),
+    "text_encoder_2/config.json": ("num_hidden_layers", "projection_dim"),
 }
 FINGERPRINTED = {".json", ".txt", ".safetensors", ".bin"}
+SUPPORTED = "Stable Diffusion 1.x, 2.x, XL with its refiner, the x4 upscaler and ControlNets"
+BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A text-to-image checkpoint of the Stable Diffusion 1.x and 2.x kind.
+    """A checkpoint of one of the families that `engines.catalog` lists; networks are loaded when asked for.
 
-    Networks are loaded when asked for, in fp32 and evaluation mode.
+    Attributes:
+        folder: of the configuration, as diffusers has it, and of the weights unless those are in one file.
+        weights: the single file of weights.
+        scratch: what keeps the configuration of a single file on disk as long as this lives.
     """
 
     folder: Path
     name: str
+    weights: Path | None = None
+    scratch: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def open(cls, location: str) -> Checkpoint:
-        """Open a local diffusers folder, or download the hub repository of that id.
+    def open(cls, location: str, architecture: str | None = None, tokenizer: str | None = None) -> Checkpoint:
+        """Open a local diffusers folder or single file, or download the hub repository of that id.
+
+        Args:
+            architecture: of `export.architectures`, for a single file that does not say which it is.
+            tokenizer: folder or hub id of CLIP's tokenizer, which a single file does not hold.
 
         Raises:
-            CheckpointError: it is not there, is not a complete diffusers folder, or is of an unsupported kind.
+            CheckpointError: it is not there, is incomplete, or is of an unsupported kind.
         """
-        folder = Path(location)
-        if not folder.is_dir():
-            folder = _download(location)
-        local = folder.resolve()
-        checkpoint = cls(folder, f"{local.parent.name}/{local.name}" if Path(location).is_dir() else location)
-        index = checkpoint._json(INDEX_FILE)
-        missing = [part for part in PARTS if part not in index or not (folder / part).is_dir()]
-        if missing:
-            raise CheckpointError(
-                f"{folder} has no {', '.join(missing)}; a text-to-image checkpoint has {', '.join(PARTS)}"
-            )
-        channels = checkpoint.unet_config.get("in_channels")
-        if channels != 4 or index.get("_class_name", "").startswith("StableDiffusionXL"):
-            raise CheckpointError(
-                f"{folder} is a {index.get('_class_name')} whose UNet takes {channels} channels; "
-                "export takes text-to-image checkpoints of Stable Diffusion 1.x and 2.x (4 channels)"
-            )
-        for file, keys in SIZES.items():
-            if missing := [key for key in keys if key not in checkpoint._json(file)]:
-                raise CheckpointError(
-                    f"{folder / file} has no {', '.join(missing)}; download or save the checkpoint again"
-                )
+        path = Path(location)
+        local = path.resolve()
+        if path.is_file():
+            from export.single_file import write_folder
+
+            scratch = tempfile.TemporaryDirectory(prefix="aquatint-")
+            write_folder(path, Path(scratch.name), architecture, tokenizer)
+            name = f"{local.parent.name}/{local.stem}"
+            checkpoint = cls(Path(scratch.name), name, path, scratch)
+        elif path.is_dir():
+            checkpoint = cls(path, f"{local.parent.name}/{local.name}")
+        else:
+            checkpoint = cls(_download(location), location)
+        checkpoint._check()
         return checkpoint
+
+    def _check(self) -> None:
+        self._check_kind()
+        for file, keys in SIZES.items():
+            if Path(file).parts[0] not in self.parts:
+                continue
+            if missing := [key for key in keys if key not in self._json(file)]:
+                raise CheckpointError(
+                    f"{self.folder / file} has no {', '.join(missing)}; download or save the checkpoint again"
+                )
+
+    def _check_kind(self) -> None:
+        if self.is_controlnet:
+            return
+        index = self._json(INDEX_FILE)
+        kind = index.get("_class_name")
+        if "unet" not in index or not str(kind).startswith("StableDiffusion"):
+            raise CheckpointError(f"{self.folder} is a {kind}; export takes {SUPPORTED}")
+        self._check_part("unet")
+        self._check_part("text_encoder_2" if self._is_xl else "text_encoder")  # the family shows in its configuration
+        channels = self.unet_config.get("in_channels")
+        if channels not in TASKS or (self.family, self.task) not in COMPONENTS:
+            raise CheckpointError(
+                f"{self.folder} is a {kind} whose UNet takes {channels} channels; export takes {SUPPORTED}"
+            )
+        missing = [part for part in self.parts if part not in index or not (self.folder / part).is_dir()]
+        if missing:
+            raise CheckpointError(f"{self.folder} has no {', '.join(missing)}; a {kind} has {', '.join(self.parts)}")
+
+    def _check_part(self, part: str) -> None:
+        if not (self.folder / part).is_dir():
+            raise CheckpointError(f"{self.folder} has no {part}; download or save the checkpoint again")
 
     def _json(self, relative: str) -> dict[str, Any]:
         path = self.folder / relative
@@ -83,30 +127,79 @@ class Checkpoint:
         return content
 
     @cached_property
+    def is_controlnet(self) -> bool:
+        if (self.folder / INDEX_FILE).exists() or not (self.folder / NETWORK_FILE).exists():
+            return False
+        return self._json(NETWORK_FILE).get("_class_name") == CONTROLNET
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Folders that a checkpoint of this kind has; "" is a network in the checkpoint's own folder."""
+        components = COMPONENTS[self.family, self.task]
+        tokenizers = [TOKENIZER_OF[name] for name in components if name in TOKENIZER_OF]
+        networks = dict.fromkeys(PART_OF.get(name, name) for name in components)
+        return (*tokenizers, *networks, *([] if self.is_controlnet else ["scheduler"]))
+
+    @property
+    def tokenizers(self) -> tuple[str, ...]:
+        return tuple(part for part in self.parts if part in TOKENIZER_OF.values())
+
+    @cached_property
     def unet_config(self) -> dict[str, Any]:
-        return self._json("unet/config.json")
+        """The configuration of the UNet, or of the ControlNet."""
+        return self._json(NETWORK_FILE if self.is_controlnet else "unet/config.json")
 
     @cached_property
     def vae_config(self) -> dict[str, Any]:
-        return self._json("vae/config.json")
+        return {} if self.is_controlnet else self._json("vae/config.json")
 
-    @cached_property
-    def text_config(self) -> dict[str, Any]:
-        return self._json("text_encoder/config.json")
+    def text_config(self, part: str) -> dict[str, Any]:
+        """The configuration of a text encoder, empty when there is none."""
+        return self._json(f"{part}/config.json") if part in self.parts else {}
 
     @cached_property
     def schedule(self) -> dict[str, Any]:
         """The scheduler's configuration as diffusers' pipeline has it: `steps_offset` is 1 whatever the file says."""
+        if self.is_controlnet:
+            return {}
         return {"prediction_type": "epsilon", **self._json("scheduler/scheduler_config.json"), "steps_offset": 1}
 
-    @property
+    @cached_property
     def family(self) -> Family:
-        """Stable Diffusion 2 has OpenCLIP's text encoder, whose activation is plain GELU."""
-        return "sd2" if self.text_config.get("hidden_act") == "gelu" else "sd1"
+        """By what the UNet is conditioned on; Stable Diffusion 2 has OpenCLIP's text encoder, with plain GELU."""
+        if self.is_controlnet:
+            return "controlnet"
+        if self.time_ids:
+            return "sdxl_refiner" if self.time_ids == REFINER_TIME_IDS else "sdxl"
+        if self.unet_config.get("num_class_embeds"):
+            return "x4"
+        return "sd2" if self._json("text_encoder/config.json").get("hidden_act") == "gelu" else "sd1"
 
     @property
     def task(self) -> Task:
-        return "text_to_image"
+        if self.is_controlnet:
+            return "control"
+        return "refining" if self.family == "sdxl_refiner" else TASKS[int(self.unet_config["in_channels"])]
+
+    @property
+    def time_ids(self) -> int:
+        """Numbers beside the pooled prompt that SDXL's UNets take; 0 for the others."""
+        if not self._is_xl:
+            return 0
+        width = int(self.unet_config["projection_class_embeddings_input_dim"]) - self._pooled_width
+        return width // int(self.unet_config["addition_time_embed_dim"])
+
+    @property
+    def _is_xl(self) -> bool:
+        return bool(self.unet_config.get("addition_embed_type") == "text_time")
+
+    @property
+    def _pooled_width(self) -> int:
+        if self.unet_config.get("addition_embed_type") != "text_time":
+            return 0
+        return (
+            XL_POOLED_WIDTH if self.is_controlnet else int(self._json("text_encoder_2/config.json")["projection_dim"])
+        )
 
     @property
     def scaling_factor(self) -> float:
@@ -115,107 +208,86 @@ class Checkpoint:
     @property
     def downscale(self) -> int:
         """Pixels per latent, along one side."""
-        return int(2 ** (len(self.vae_config["block_out_channels"]) - 1))
+        key, config = "block_out_channels", self.vae_config
+        if self.is_controlnet:
+            key, config = "conditioning_embedding_out_channels", {**self.unet_config}
+        return int(2 ** (len(config[key]) - 1))
 
     @property
     def native_resolution(self) -> int:
         """The side in pixels of the square pictures that the UNet was trained on."""
-        return int(self.unet_config["sample_size"]) * self.downscale
+        return int(self.unet_config.get("sample_size", 128 if self.time_ids else 64)) * self.downscale
 
     @property
     def widths(self) -> Widths:
+        text, text_2 = (self.text_config(part) for part in TOKENIZER_OF)
+        depth = self._json("depth_estimator/config.json") if "depth_estimator" in self.parts else {}
         return Widths(
-            context_length=int(self.text_config.get("max_position_embeddings", 77)),
+            context_length=int((text or text_2).get("max_position_embeddings", 77)),
             context_width=int(self.unet_config["cross_attention_dim"]),
             latent_channels=int(self.vae_config.get("latent_channels", 4)),
             unet_channels=int(self.unet_config["in_channels"]),
             downscale=self.downscale,
+            text_width=int(text["hidden_size"]) if text_2 and text else 0,
+            text_width_2=int(text_2.get("hidden_size", 0)),
+            pooled_width=self._pooled_width,
+            time_ids=self.time_ids,
+            stage_channels=tuple(self.unet_config["block_out_channels"]),
+            stage_layers=int(self.unet_config.get("layers_per_block", 2)),
+            depth_side=int(depth.get("image_size", 0)),
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of the configuration and weight files."""
         digest = hashlib.sha256()
-        for part in (INDEX_FILE, *PARTS):
-            files = [self.folder / part] if part == INDEX_FILE else sorted((self.folder / part).rglob("*"))
-            for path in files:
-                if path.is_file() and path.suffix in FINGERPRINTED:
-                    digest.update(f"{path.relative_to(self.folder)}\0{path.stat().st_size}\0".encode())
-                    digest.update(path.read_bytes())
+        paths = [self.folder / (NETWORK_FILE if self.is_controlnet else INDEX_FILE)]
+        for part in self.parts:
+            paths += sorted((self.folder / part).rglob("*")) if part else sorted(self.folder.iterdir())
+        for path in [*paths, *([self.weights] if self.weights else [])]:
+            if path == self.weights or (path.is_file() and path.suffix in FINGERPRINTED):
+                inside = path.name if path == self.weights else str(path.relative_to(self.folder))
+                digest.update(f"{inside}\0{path.stat().st_size}\0".encode())
+                with path.open("rb") as stream:
+                    while block := stream.read(BLOCK):
+                        digest.update(block)
         return digest.hexdigest()
 
-    def text_encoder(self) -> CLIPTextModel:
-        from transformers import CLIPTextModel
+    def network(self, part: str, precision: Precision = "fp32") -> Any:
+        """A network in evaluation mode, its weights in that precision.
 
-        return self._load(CLIPTextModel, "text_encoder")
+        Raises:
+            CheckpointError: it cannot be loaded, or holds values that are not finite.
+        """
+        from export.loading import load_network
 
-    def unet(self) -> UNet2DConditionModel:
-        from diffusers import UNet2DConditionModel
+        return load_network(self, part, precision)
 
-        return self._load(UNet2DConditionModel, "unet")
+    def tokenizer(self, part: str = "tokenizer") -> Tokenizer:
+        """The tokenizer as the `tokenizers` library has it, which is all that a server needs.
 
-    def vae(self) -> AutoencoderKL:
-        from diffusers import AutoencoderKL
+        Raises:
+            CheckpointError: it cannot be loaded.
+        """
+        from export.loading import load_tokenizer
 
-        return self._load(AutoencoderKL, "vae")
+        return load_tokenizer(self.folder / part)
 
-    def _load(self, kind: Any, part: str) -> Any:
-        import torch
-        from transformers.utils import logging as transformers_logging
-
-        transformers_logging.disable_progress_bar()
-        try:
-            network, report = kind.from_pretrained(
-                self.folder / part, torch_dtype=torch.float32, output_loading_info=True
-            )
-        except Exception as error:  # safetensors, OSError, pickle, other shapes: whatever the loaders raise
-            raise CheckpointError(
-                f"{self.folder / part} cannot be loaded ({_sentence(error)}); download it again"
-            ) from error
-        if missing := sorted(report["missing_keys"]):  # the loaders would leave these random
-            raise CheckpointError(
-                f"{self.folder / part} cannot be loaded (it lacks {', '.join(missing[:3])}); download it again"
-            )
-        return network.eval()
-
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer as the `tokenizers` library has it, which is all that a server needs."""
-        from transformers import CLIPTokenizer
-
-        folder = self.folder / "tokenizer"
-        try:
-            backend: Tokenizer = CLIPTokenizer.from_pretrained(folder).backend_tokenizer
-            ids = [backend.token_to_id(word) for word in ("<|startoftext|>", "<|endoftext|>")]
-        except Exception as error:  # as above
-            raise CheckpointError(f"{folder} cannot be loaded ({_sentence(error)}); download it again") from error
-        if None in ids:
-            raise CheckpointError(f"{folder} has no <|startoftext|> and <|endoftext|>; it is not a CLIP tokenizer")
-        return backend
-
-    @property
-    def pad_token(self) -> str:
+    def pad_token(self, part: str = "tokenizer") -> str:
         """What fills a prompt up: the end-of-text token for Stable Diffusion 1, "!" (id 0) for 2."""
         for file in ("special_tokens_map.json", "tokenizer_config.json"):
-            if (self.folder / "tokenizer" / file).exists():
-                pad = self._json(f"tokenizer/{file}").get("pad_token")
+            if (self.folder / part / file).exists():
+                pad = self._json(f"{part}/{file}").get("pad_token")
                 if pad is not None:
                     return str(pad["content"] if isinstance(pad, dict) else pad)
         return "<|endoftext|>"
 
 
 def _download(location: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    if Path(location).exists():
-        raise CheckpointError(f"{location} is a file; give a diffusers folder, or a hub id such as owner/name")
     if location.count("/") != 1 or location.startswith((".", "/")):
-        raise CheckpointError(f"{location} does not exist; give a diffusers folder, or a hub id such as owner/name")
-    patterns = ["*.json", "*.txt", *(f"{part}/*.safetensors" for part in ("text_encoder", "unet", "vae"))]
-    try:
-        return Path(snapshot_download(location, allow_patterns=patterns))
-    except Exception as error:  # network, authentication, not found: the hub's own kinds
-        raise CheckpointError(f"{location} is no local folder and cannot be downloaded ({_sentence(error)})") from error
+        raise CheckpointError(
+            f"{location} does not exist; give a diffusers folder, a .safetensors file, or a hub id such as owner/name"
+        )
+    from export.loading import download
 
-
-def _sentence(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    return download(location)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import json
 import logging
+import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from engines.catalog import SIDE_MULTIPLE, components_of
-from engines.component import PIPELINE_FILE, PipelineSpec, Precision, folder_sha256
+from engines.catalog import COMPONENTS, SIDE_MULTIPLE, Side, components_of
+from engines.component import GREY, PIPELINE_FILE, Component, PipelineSpec, Precision, file_sha256, folder_sha256
 from engines.errors import ArtefactError
 from export.checkpoint import Checkpoint
 from export.errors import ExportError
@@ -18,41 +21,73 @@ from export.errors import ExportError
 logger = logging.getLogger(__name__)
 
 TOKENIZER_FOLDER = "tokenizer"
+# Of a component's files: the graph, its weights when they are large, and how those are found in it.
+SUFFIXES = (".onnx", ".onnx.data", ".weights.json")
 MAKERS = ("torch", "diffusers", "transformers", "onnx", "onnxscript")
 SOURCES = (
+    "export/architectures.py",
     "export/checkpoint.py",
+    "export/configuration.py",
     "export/export.py",
+    "export/graph.py",
+    "export/loading.py",
     "export/preview.py",
+    "export/single_file.py",
     "export/to_onnx.py",
     "export/trace.py",
+    "export/weights.py",
     "export/wrappers.py",
     "engines/catalog.py",
     "engines/component.py",
+    "engines/precision.py",
 )
 
 
-def export_key(checkpoint: Checkpoint, resolutions: list[tuple[int, int]], precision: Precision) -> str:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What is asked of an export.
+
+    Attributes:
+        resolutions: (height, width) in pixels.
+        precision: of the weights and most arithmetic; inputs and outputs stay fp32.
+        controlled: the UNet takes a ControlNet's residuals.
+        components: those to export; empty means all.
+    """
+
+    resolutions: list[tuple[int, int]]
+    precision: Precision = "fp32"
+    controlled: bool = False
+    components: tuple[str, ...] = ()
+
+
+def export_key(checkpoint: Checkpoint, options: Options) -> str:
     """SHA-256 over all that the exported files depend on: weights, options, tracing sources, libraries."""
     root = Path(__file__).resolve().parent.parent
     sources = [root / source for source in SOURCES]
     parts = {
         "fingerprint": checkpoint.fingerprint,
-        "resolutions": resolutions,
-        "precision": precision,
+        "resolutions": options.resolutions,
+        "precision": options.precision,
+        "controlled": options.controlled,
         "makers": {name: importlib.metadata.version(name) for name in MAKERS},
         "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def is_exported(folder: Path, key: str) -> bool:
-    """Whether `folder` holds the complete, unchanged export of that key."""
+def exported(folder: Path, key: str) -> PipelineSpec | None:
+    """The export of that key in `folder`, with those of its components whose files are unchanged; None if another's."""
     try:
         spec = PipelineSpec.read(folder)
-        spec.verify(folder)
+        intact = {name: component for name, component in spec.components.items() if _is_intact(folder, component)}
     except (ArtefactError, OSError):
-        return False
-    return spec.key == key
+        return None
+    return dataclasses.replace(spec, components=intact) if spec.key == key else None
+
+
+def _is_intact(folder: Path, component: Component) -> bool:
+    path = folder / component.file
+    return path.is_file() and file_sha256(path) == component.sha256
 
 
 def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]) -> None:
@@ -61,65 +96,123 @@ def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]
     if not resolutions:
         raise ExportError("no resolution was given; give at least one, such as 512")
     for height, width in resolutions:
-        if min(height, width) < multiple or height % multiple or width % multiple:
+        heights, widths = _nearest(height, multiple), _nearest(width, multiple)
+        if (height, width) != (heights[0], widths[0]):
+            sizes = dict.fromkeys(f"{h}x{w}" for h, w in zip(heights, widths, strict=True))
             raise ExportError(
-                f"resolution {height}x{width} does not fit: both sides must be multiples of {multiple} pixels"
+                f"resolution {height}x{width} does not fit: both sides must be multiples of {multiple} pixels, "
+                f"such as {' or '.join(sizes)}"
             )
 
 
-def export_checkpoint(
-    checkpoint: Checkpoint, folder: Path, resolutions: list[tuple[int, int]], precision: Precision = "fp32"
-) -> PipelineSpec:
-    """Export every component, compare each with torch, write `pipeline.json` last; nothing is done twice for one key.
+def _nearest(side: int, multiple: int) -> tuple[int, int]:
+    """The multiples at and above a side, or below and above it."""
+    lower = max(1, side // multiple) * multiple
+    return lower, lower if lower >= side else lower + multiple
 
-    Args:
-        resolutions: (height, width) in pixels.
-        precision: of the weights and most arithmetic; inputs and outputs stay fp32.
+
+def _chosen(checkpoint: Checkpoint, options: Options) -> dict[str, tuple[Side, Side]]:
+    """The tensors of the components that were asked for."""
+    known = components_of(checkpoint.family, checkpoint.task, checkpoint.widths, controlled=options.controlled)
+    if unknown := [name for name in options.components if name not in known]:
+        raise ExportError(f"{checkpoint.name} has no component {', '.join(unknown)}; choose of {', '.join(known)}")
+    return {name: known[name] for name in known if not options.components or name in options.components}
+
+
+def export_checkpoint(checkpoint: Checkpoint, folder: Path, options: Options) -> PipelineSpec:
+    """Export components, compare each with torch, publish all at once; nothing is done twice for one key.
+
+    Files are made in a folder inside `folder` and moved when all are complete, so a failure leaves what was there.
 
     Raises:
-        ExportError: the checkpoint, the resolutions, or a component that does not match torch.
+        ExportError: the checkpoint, the options, a component that does not match torch, or a disk that is full.
     """
-    check_resolutions(checkpoint, resolutions)
-    key = export_key(checkpoint, resolutions, precision)
-    if is_exported(folder, key):
+    check_resolutions(checkpoint, options.resolutions)
+    chosen = _chosen(checkpoint, options)
+    key = export_key(checkpoint, options)
+    kept = exported(folder, key)
+    missing = {name: tensors for name, tensors in chosen.items() if not kept or name not in kept.components}
+    if kept and not missing and folder_sha256(folder / kept.tokenizer) == kept.tokenizer_sha256:
         logger.info("%s is up to date", folder)
         return PipelineSpec.read(folder)
+    was_there = folder.exists()
+    unfinished = folder / f".unfinished-{os.getpid()}"
+    try:
+        unfinished.mkdir(parents=True)
+        spec = _export(checkpoint, unfinished, key, options, missing, kept)
+        _publish(unfinished, folder, spec)
+    except OSError as error:
+        raise ExportError(
+            f"{folder} cannot be written ({error.strerror or error}); give another --out, or make room there"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if not was_there and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+    return spec
+
+
+def _export(
+    checkpoint: Checkpoint,
+    folder: Path,
+    key: str,
+    options: Options,
+    tensors: dict[str, tuple[Side, Side]],
+    kept: PipelineSpec | None,
+) -> PipelineSpec:
     from export.preview import preview_projection  # torch and diffusers take seconds to import
     from export.trace import trace_component
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / PIPELINE_FILE).unlink(missing_ok=True)
     components = {
-        name: trace_component(checkpoint, folder, name, resolutions, precision)
-        for name in components_of(checkpoint.family, checkpoint.task, checkpoint.widths)
+        name: trace_component(checkpoint, folder, name, sides, options.resolutions, options.precision)
+        for name, sides in tensors.items()
     }
-    _write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER)
-    spec = PipelineSpec(
+    for part in checkpoint.tokenizers:
+        write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER, part)
+    if kept:
+        both = {**kept.components, **components}
+        ordered = {name: both[name] for name in COMPONENTS[checkpoint.family, checkpoint.task] if name in both}
+        return dataclasses.replace(kept, components=ordered)
+    text = checkpoint.text_config("text_encoder") or checkpoint.text_config("text_encoder_2")
+    return PipelineSpec(
         checkpoint=checkpoint.name,
         family=checkpoint.family,
         task=checkpoint.task,
         fingerprint=checkpoint.fingerprint,
         key=key,
-        prediction_type=checkpoint.schedule["prediction_type"],
+        prediction_type=checkpoint.schedule.get("prediction_type", ""),
         scaling_factor=checkpoint.scaling_factor,
         latent_channels=checkpoint.widths.latent_channels,
         downscale=checkpoint.downscale,
         schedule=checkpoint.schedule,
-        resolutions=tuple(resolutions),
+        resolutions=tuple(options.resolutions),
         tokenizer=TOKENIZER_FOLDER,
         tokenizer_sha256=folder_sha256(folder / TOKENIZER_FOLDER),
         context_length=checkpoint.widths.context_length,
-        text_layers=int(checkpoint.text_config["num_hidden_layers"]),
+        text_layers=int(text.get("num_hidden_layers", 0)),
         components=components,
-        preview=preview_projection(checkpoint),
+        preview=GREY if checkpoint.is_controlnet else preview_projection(checkpoint),
     )
+
+
+def _publish(unfinished: Path, folder: Path, spec: PipelineSpec) -> None:
+    """Move what is new; `pipeline.json` goes first and comes last, so that it never speaks of other files."""
+    (folder / PIPELINE_FILE).unlink(missing_ok=True)
+    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+    made = {path.name.partition(".")[0] for path in unfinished.iterdir()}
+    for suffix in SUFFIXES:
+        for path in folder.glob(f"*{suffix}"):
+            if (name := path.name.removesuffix(suffix)) in made or name not in spec.components:
+                path.unlink()
+    for path in unfinished.iterdir():
+        path.rename(folder / path.name)
     spec.write(folder)
-    return spec
 
 
-def _write_tokenizer(checkpoint: Checkpoint, folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    checkpoint.tokenizer().save(str(folder / "tokenizer.json"))
-    config = {"start": "<|startoftext|>", "end": "<|endoftext|>", "pad": checkpoint.pad_token}
-    (folder / "config.json").write_text(json.dumps(config) + "\n", encoding="utf-8")
+def write_tokenizer(checkpoint: Checkpoint, folder: Path, part: str = "tokenizer") -> None:
+    """`tokenizer.json` and `config.json`; those of a second text encoder are called `..._2.json`."""
+    folder.mkdir(exist_ok=True)
+    number = part.removeprefix("tokenizer")
+    checkpoint.tokenizer(part).save(str(folder / f"tokenizer{number}.json"))
+    config = {"start": "<|startoftext|>", "end": "<|endoftext|>", "pad": checkpoint.pad_token(part)}
+    (folder / f"config{number}.json").write_text(json.dumps(config) + "\n", encoding="utf-8")

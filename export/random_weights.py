@@ -7,7 +7,6 @@ value stays finite. What comes out is a diffusers folder like any other, and dra
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -20,15 +19,13 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from export.architectures import ARCHITECTURES, END, START, Architecture, Part
+from export.architectures import ARCHITECTURES, Part
+from export.checkpoint import INDEX_FILE, NETWORK_FILE
+from export.configuration import SOURCE_KEY, network_of, write_configuration
 from export.errors import ExportError
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = "model_index.json"
-SOURCE_KEY = "_random_weights"
-VOCABULARY = 49408
-CONTEXT = 77
 SMALL = 0.02
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.BatchNorm2d)
 DTYPES = {torch.float16: "F16", torch.int64: "I64"}
@@ -41,7 +38,7 @@ def write_random_checkpoint(name: str, folder: Path, seed: int) -> None:
         ExportError: the folder holds something else.
     """
     source = f"{name}, seed {seed}"
-    marks = [folder / file for file in (INDEX_FILE, "config.json")]
+    marks = [folder / file for file in (INDEX_FILE, NETWORK_FILE)]
     if any(mark.is_file() and json.loads(mark.read_text()).get(SOURCE_KEY) == source for mark in marks):
         logger.info("%s is up to date", folder)
         return
@@ -59,63 +56,6 @@ def write_random_checkpoint(name: str, folder: Path, seed: int) -> None:
         unfinished.rename(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def write_configuration(architecture: Architecture, folder: Path, source: str) -> None:
-    """Everything of a checkpoint but its weights, as diffusers' and transformers' loaders read it."""
-    for part, spec in architecture.parts.items():
-        (folder / part).mkdir(parents=True, exist_ok=True)
-        if spec.library == "transformers":
-            _class(spec).config_class(**spec.config).save_pretrained(folder / part)
-        else:
-            # Networks are built on the meta device: their configuration has every default filled in.
-            _build(spec).save_config(folder / part)
-    for part, pad in architecture.tokenizers.items():
-        write_tokenizer(folder / part, pad)
-    if architecture.pipeline:
-        index = {part: [spec.library, spec.kind] for part, spec in architecture.parts.items()}
-        index |= {part: ["transformers", "CLIPTokenizer"] for part in architecture.tokenizers}
-        content = {"_class_name": architecture.pipeline, SOURCE_KEY: source, **index}
-        (folder / INDEX_FILE).write_text(json.dumps(content, indent=1) + "\n")
-    else:
-        path = folder / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), SOURCE_KEY: source}, indent=1) + "\n")
-
-
-def write_tokenizer(folder: Path, pad: str) -> None:
-    """CLIP's shape of vocabulary: bytes, bytes that end a word, merges, the two special words last."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    ends = [letter + "</w>" for letter in letters]
-    merges = list(itertools.islice(itertools.product(letters, ends + letters), VOCABULARY - len(letters + ends) - 2))
-    words = [*letters, *ends, *(a + b for a, b in merges), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, ensure_ascii=False))
-    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges))
-    specials = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
-    (folder / "special_tokens_map.json").write_text(json.dumps(specials))
-    config = {**specials, "model_max_length": CONTEXT, "do_lower_case": True, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-
-
-def _class(spec: Part) -> Any:
-    import diffusers
-    import transformers
-
-    return getattr({"diffusers": diffusers, "transformers": transformers}[spec.library], spec.kind)
-
-
-def _build(spec: Part) -> Any:
-    kind = _class(spec)
-    with torch.device("cpu" if spec.kind.endswith("Scheduler") else "meta"):
-        return kind(kind.config_class(**spec.config)) if spec.library == "transformers" else kind(**spec.config)
-
-
-def network_of(spec: Part) -> nn.Module:
-    """The network of a part on the meta device: shapes without values."""
-    network: nn.Module = _build(spec)
-    return network
 
 
 def _write_network(spec: Part, folder: Path, seed: int) -> None:

@@ -88,10 +88,10 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny checkpoint exported for 64x64 and 128x128; tests that change it take a copy."""
     from export.checkpoint import Checkpoint
-    from export.export import export_checkpoint
+    from export.export import Options, export_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny_export")
-    export_checkpoint(Checkpoint.open(str(tiny_checkpoint)), folder, [(64, 64), (128, 128)])
+    export_checkpoint(Checkpoint.open(str(tiny_checkpoint)), folder, Options([(64, 64), (128, 128)]))
     return folder
 
 
@@ -99,10 +99,10 @@ def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
 def embedded_export() -> Path:
     """The checkpoint that ships with the project, exported where `make demo` has it, unless it is up to date."""
     from export.checkpoint import Checkpoint
-    from export.export import export_checkpoint
+    from export.export import Options, export_checkpoint
 
     folder = ROOT / "out" / "export"
-    export_checkpoint(Checkpoint.open(str(EMBEDDED)), folder, [(128, 128), (192, 192)])
+    export_checkpoint(Checkpoint.open(str(EMBEDDED)), folder, Options([(128, 128), (192, 192)]))
     return folder
 
 

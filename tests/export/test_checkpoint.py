@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
 from engines.catalog import Widths
+from engines.component import Precision
 from export.checkpoint import Checkpoint
 from export.errors import CheckpointError, ExportError, ParityError
 
@@ -45,10 +46,10 @@ def test_properties_are_those_of_the_configuration(tiny_checkpoint: Path) -> Non
     assert checkpoint.name == f"{tiny_checkpoint.parent.name}/checkpoint"
     assert (checkpoint.family, checkpoint.downscale, checkpoint.native_resolution) == ("sd1", 8, 64)
     assert checkpoint.scaling_factor == 0.18215
-    assert checkpoint.widths == Widths(77, 32, 4, 4, 8)
+    assert checkpoint.widths == Widths(77, 32, 4, 4, 8, stage_channels=(32, 32), stage_layers=1)
     assert checkpoint.schedule["_class_name"] == "DDIMScheduler"
     assert checkpoint.schedule["prediction_type"] == "epsilon"
-    assert checkpoint.pad_token == "<|endoftext|>"
+    assert checkpoint.pad_token() == "<|endoftext|>"
 
 
 def test_a_checkpoint_is_named_by_its_folder_even_as_a_dot(
@@ -83,26 +84,26 @@ def test_the_configured_values_win_over_the_defaults(folder: Path) -> None:
 def test_the_pad_token_is_a_word_an_object_or_the_end(folder: Path, pad: Any, read: str) -> None:
     edit(folder / "tokenizer/special_tokens_map.json", pad_token=pad)
     edit(folder / "tokenizer/tokenizer_config.json", pad_token=None)
-    assert opened(folder).pad_token == read
+    assert opened(folder).pad_token() == read
 
 
 def test_the_pad_token_is_looked_for_in_both_files(folder: Path) -> None:
     (folder / "tokenizer/special_tokens_map.json").unlink()
     edit(folder / "tokenizer/tokenizer_config.json", pad_token="!")
-    assert opened(folder).pad_token == "!"
+    assert opened(folder).pad_token() == "!"
 
 
 def test_networks_are_loaded_in_fp32_for_evaluation(tiny_checkpoint: Path) -> None:
     checkpoint = opened(tiny_checkpoint)
     assert {t.dtype for t in load_file(tiny_checkpoint / UNET_WEIGHTS).values()} == {torch.float16}
-    for network in (checkpoint.text_encoder(), checkpoint.unet(), checkpoint.vae()):
+    for network in map(checkpoint.network, ("text_encoder", "unet", "vae")):
         assert {p.dtype for p in network.parameters()} == {torch.float32}
         assert not network.training
 
 
 def test_networks_hold_the_stored_weights(tiny_checkpoint: Path) -> None:
     stored = load_file(tiny_checkpoint / UNET_WEIGHTS)
-    loaded = opened(tiny_checkpoint).unet().state_dict()
+    loaded = opened(tiny_checkpoint).network("unet").state_dict()
     assert loaded.keys() == stored.keys()
     assert all(torch.equal(loaded[name], value.float()) for name, value in stored.items())
 
@@ -113,7 +114,7 @@ def rename(path: Path, renamed: Callable[[str], str]) -> None:
 
 def test_text_encoders_with_the_names_of_published_checkpoints_load(tiny_checkpoint: Path, folder: Path) -> None:
     rename(folder / TEXT_WEIGHTS, lambda name: "text_model." + name.removeprefix("text_model."))
-    new, old = (opened(place).text_encoder().state_dict() for place in (tiny_checkpoint, folder))
+    new, old = (opened(place).network("text_encoder").state_dict() for place in (tiny_checkpoint, folder))
     assert all(torch.equal(new[name], old[name]) for name in new)
 
 
@@ -126,7 +127,7 @@ def test_vaes_with_the_names_of_published_checkpoints_load(tiny_checkpoint: Path
         return name
 
     rename(folder / VAE_WEIGHTS, renamed)
-    new, old = (opened(place).vae().state_dict() for place in (tiny_checkpoint, folder))
+    new, old = (opened(place).network("vae").state_dict() for place in (tiny_checkpoint, folder))
     assert all(torch.equal(new[name], old[name]) for name in new)
 
 
@@ -178,16 +179,9 @@ def test_a_missing_folder_is_not_looked_for_on_the_hub(
     monkeypatch.setattr("huggingface_hub.snapshot_download", never_download)
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(location)
-    assert str(caught.value) == (f"{location} does not exist; give a diffusers folder, or a hub id such as owner/name")
-
-
-def test_a_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("huggingface_hub.snapshot_download", never_download)
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match=r"^weights/model\.safetensors is a file; give a diffusers folder"):
-        Checkpoint.open("weights/model.safetensors")
+    assert str(caught.value) == (
+        f"{location} does not exist; give a diffusers folder, a .safetensors file, or a hub id such as owner/name"
+    )
 
 
 def test_a_hub_id_is_downloaded_without_what_is_not_needed(
@@ -206,8 +200,11 @@ def test_a_hub_id_is_downloaded_without_what_is_not_needed(
     assert repository == "owner/tiny"
     assert [p for p in patterns if p.endswith(".safetensors")] == [
         "text_encoder/*.safetensors",
+        "text_encoder_2/*.safetensors",
+        "depth_estimator/*.safetensors",
         "unet/*.safetensors",
         "vae/*.safetensors",
+        "*model.safetensors",
     ]
 
 
@@ -245,27 +242,39 @@ def test_json_of_another_kind_is_refused(folder: Path) -> None:
 def test_a_missing_part_is_named(folder: Path, part: str) -> None:
     shutil.rmtree(folder / part)
     with pytest.raises(
-        CheckpointError, match=rf" has no {part}; a text-to-image checkpoint has tokenizer, .*scheduler"
+        CheckpointError,
+        match=rf" has no {part}; (a StableDiffusionPipeline has tokenizer, .*scheduler|download or save)",
     ):
         opened(folder)
 
 
 def test_parts_that_the_index_does_not_list_are_missing(folder: Path) -> None:
-    edit(folder / "model_index.json", vae=None, unet=None)
-    with pytest.raises(CheckpointError, match=" has no unet, vae; "):
+    edit(folder / "model_index.json", vae=None, text_encoder=None)
+    with pytest.raises(CheckpointError, match=" has no text_encoder, vae; "):
         opened(folder)
 
 
-def test_an_inpainting_unet_is_refused(folder: Path) -> None:
-    edit(folder / "unet/config.json", in_channels=9)
-    edit(folder / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
-    with pytest.raises(CheckpointError, match=r"is a StableDiffusionInpaintPipeline whose UNet takes 9 channels; .*4"):
+@pytest.mark.parametrize(("channels", "task"), [(9, "inpainting"), (4, "text_to_image")])
+def test_the_channels_of_the_unet_tell_the_task(folder: Path, channels: int, task: str) -> None:
+    edit(folder / "unet/config.json", in_channels=channels)
+    assert (opened(folder).task, opened(folder).widths.unet_channels) == (task, channels)
+
+
+@pytest.mark.parametrize("channels", [8, 5])
+def test_a_unet_for_another_task_is_refused(folder: Path, channels: int) -> None:
+    """Editing by instruction takes 8 channels; 5 is depth, which only Stable Diffusion 2 has."""
+    edit(folder / "unet/config.json", in_channels=channels)
+    edit(folder / "model_index.json", _class_name="StableDiffusionOtherPipeline")
+    with pytest.raises(
+        CheckpointError, match=rf"is a StableDiffusionOtherPipeline whose UNet takes {channels} channels; export takes"
+    ):
         opened(folder)
 
 
-def test_sdxl_is_refused(folder: Path) -> None:
-    edit(folder / "model_index.json", _class_name="StableDiffusionXLPipeline")
-    with pytest.raises(CheckpointError, match=r"is a StableDiffusionXLPipeline .*1\.x and 2\.x"):
+@pytest.mark.parametrize("kind", ["FluxPipeline", "KandinskyPipeline", None])
+def test_another_family_is_refused(folder: Path, kind: str | None) -> None:
+    edit(folder / "model_index.json", _class_name=kind)
+    with pytest.raises(CheckpointError, match=rf"is a {kind}; export takes Stable Diffusion 1\.x, 2\.x, XL"):
         opened(folder)
 
 
@@ -316,7 +325,23 @@ def test_damaged_weights_are_refused_when_loaded(folder: Path, part: str, damage
     damage(path)
     checkpoint = opened(folder)
     with pytest.raises(CheckpointError, match=rf"{part} cannot be loaded \([^\n]+\); download it again$"):
-        getattr(checkpoint, part)()
+        checkpoint.network(part)
+
+
+@pytest.mark.parametrize(("value", "precision"), [(float("nan"), "fp32"), (float("inf"), "fp32"), (7e4, "fp16")])
+def test_values_that_are_not_finite_are_refused(folder: Path, value: float, precision: Precision) -> None:
+    weights = {name: tensor.float() for name, tensor in load_file(folder / UNET_WEIGHTS).items()}
+    weights["conv_in.weight"][0, 0, 0, 0] = value
+    save_file(weights, folder / UNET_WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError, match=rf"unet holds values that are not finite in conv_in\.weight as {precision}; download it"
+    ):
+        opened(folder).network("unet", precision)
+
+
+def test_files_that_are_only_there_in_fp16_are_found(folder: Path) -> None:
+    (folder / UNET_WEIGHTS).rename(folder / "unet/diffusion_pytorch_model.fp16.safetensors")
+    assert opened(folder).network("unet", "fp16").dtype == torch.float16
 
 
 @pytest.mark.parametrize("damage", ["", "{}", '{"a": 0, "b": 1}'])

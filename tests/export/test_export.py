@@ -1,5 +1,6 @@
 """An export is complete, done once, and done again when anything that it depends on has changed."""
 
+import errno
 import json
 import shutil
 import sys
@@ -12,16 +13,18 @@ import pytest
 
 from engines.catalog import components_of
 from engines.component import PIPELINE_FILE, Component, PipelineSpec, file_sha256
+from engines.errors import ArtefactError
 from export import export, trace
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, ParityError
-from export.export import export_checkpoint, export_key, is_exported
-from export.parity import LIMITS
+from export.export import Options, export_checkpoint, export_key, exported
+from export.parity import limit_of
 from export.preview import preview_projection
 
 NAMES = ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
 ROOT = Path(__file__).resolve().parents[2]
 RESOLUTIONS = [(64, 64), (128, 128)]
+FIGURES = ("max_abs", "mean_abs", "max_scaled", "limit")
 
 
 @pytest.fixture
@@ -40,17 +43,30 @@ def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instead of tracing and comparing, copy what was traced before. Gives the names of what was traced."""
     names: list[str] = []
 
-    def copy(network: Any, inputs: Any, outputs: Any, path: Path) -> None:
+    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
         names.append(path.stem)
         shutil.copyfile(tiny_export / path.name, path)
 
     monkeypatch.setattr(trace, "export_onnx", copy)
-    monkeypatch.setattr(trace, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
+    monkeypatch.setattr(trace, "references", lambda *given: [])
+    monkeypatch.setattr(trace, "compare", lambda *given: dict.fromkeys(FIGURES, 0.0))
     return names
 
 
+def is_exported(folder: Path, options: Options, checkpoint: Checkpoint) -> bool:
+    """Whether the export of those options is there, every file unchanged."""
+    spec = exported(folder, export_key(checkpoint, options))
+    if spec is None or list(spec.components) != NAMES:
+        return False
+    try:
+        spec.verify(folder)
+    except ArtefactError:
+        return False
+    return True
+
+
 def key_of(checkpoint: Checkpoint) -> str:
-    return export_key(checkpoint, RESOLUTIONS, "fp32")
+    return export_key(checkpoint, Options(RESOLUTIONS))
 
 
 def files(folder: Path) -> Iterator[Path]:
@@ -79,7 +95,7 @@ def test_pipeline_json_lists_components_that_passed_and_are_there(checkpoint: Ch
         )[name]
         assert component.sha256 == file_sha256(tiny_export / component.file)
         assert component.precision == "fp32"
-        assert component.parity["limit"] == LIMITS["fp32"][name]
+        assert component.parity["limit"] == limit_of(component)
         assert 0 < component.parity["mean_abs"] < component.parity["max_abs"] <= component.parity["limit"]
 
 
@@ -88,7 +104,7 @@ def test_an_export_holds_nothing_else(tiny_export: Path) -> None:
         PIPELINE_FILE,
         "tokenizer/tokenizer.json",
         "tokenizer/config.json",
-        *(f"{name}.onnx" for name in NAMES),
+        *(f"{name}{suffix}" for name in NAMES for suffix in (".onnx", ".weights.json")),
     }
 
 
@@ -105,7 +121,7 @@ def test_the_tokenizers_special_words_are_kept(tiny_export: Path) -> None:
 
 def test_a_second_export_changes_nothing(checkpoint: Checkpoint, folder: Path, traced: list[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in files(folder)}
-    spec = export_checkpoint(checkpoint, folder, RESOLUTIONS)
+    spec = export_checkpoint(checkpoint, folder, Options(RESOLUTIONS))
     assert {path: path.stat().st_mtime_ns for path in files(folder)} == before
     assert spec == PipelineSpec.read(folder)
     assert traced == []
@@ -127,37 +143,40 @@ def test_a_damaged_file_is_noticed_and_exported_again(
     checkpoint: Checkpoint, tiny_export: Path, folder: Path, traced: list[str], file: str, damage: Any
 ) -> None:
     damage(folder / file)
-    assert not is_exported(folder, key_of(checkpoint))
-    export_checkpoint(checkpoint, folder, RESOLUTIONS)
-    assert traced == NAMES
-    assert is_exported(folder, key_of(checkpoint))
+    assert not is_exported(folder, Options(RESOLUTIONS), checkpoint)
+    export_checkpoint(checkpoint, folder, Options(RESOLUTIONS))
+    assert traced == [Path(file).stem for file in [file] if file.endswith(".onnx")]
+    assert is_exported(folder, Options(RESOLUTIONS), checkpoint)
     assert (folder / file).read_bytes() == (tiny_export / file).read_bytes()
 
 
 @pytest.mark.parametrize("damage", [empty, Path.unlink])
 def test_without_a_pipeline_json_nothing_counts_as_exported(checkpoint: Checkpoint, folder: Path, damage: Any) -> None:
     damage(folder / PIPELINE_FILE)
-    assert not is_exported(folder, key_of(checkpoint))
+    assert not is_exported(folder, Options(RESOLUTIONS), checkpoint)
 
 
 def test_a_leftover_of_external_weights_is_noticed(checkpoint: Checkpoint, folder: Path, traced: list[str]) -> None:
     leftover = folder / "unet.onnx.data"
     leftover.write_bytes(b"weights of another checkpoint")
-    assert not is_exported(folder, key_of(checkpoint))
-    export_checkpoint(checkpoint, folder, RESOLUTIONS)
+    assert not is_exported(folder, Options(RESOLUTIONS), checkpoint)
+    export_checkpoint(checkpoint, folder, Options(RESOLUTIONS))
     assert not leftover.exists()
 
 
 def test_the_key_covers_every_file_that_makes_an_export() -> None:
     """But not those that only raise, compare, or are called by hand."""
-    others = {"export/errors.py", "export/parity.py", "export/__init__.py", "export/__main__.py"}
+    others = {
+        f"export/{name}.py"
+        for name in ("errors", "parity", "__init__", "__main__", "random_weights", "overflow", "rounding")
+    }
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "export").glob("*.py")} - others == {
         source for source in export.SOURCES if source.startswith("export/")
     }
 
 
 def test_another_list_of_resolutions_is_exported_again(checkpoint: Checkpoint, folder: Path, traced: list[str]) -> None:
-    spec = export_checkpoint(checkpoint, folder, [(64, 128)])
+    spec = export_checkpoint(checkpoint, folder, Options([(64, 128)]))
     assert traced == NAMES
     assert spec.resolutions == PipelineSpec.read(folder).resolutions == ((64, 128),)
 
@@ -165,55 +184,114 @@ def test_another_list_of_resolutions_is_exported_again(checkpoint: Checkpoint, f
 def test_other_weights_are_exported_again(tiny_checkpoint: Path, folder: Path, traced: list[str]) -> None:
     other = Path(shutil.copytree(tiny_checkpoint, folder.parent / "other"))
     (other / "model_index.json").write_text((other / "model_index.json").read_text() + "\n")
-    export_checkpoint(Checkpoint.open(str(other)), folder, RESOLUTIONS)
+    export_checkpoint(Checkpoint.open(str(other)), folder, Options(RESOLUTIONS))
     assert traced == NAMES
 
 
 def test_the_key_covers_options_and_libraries(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     keys = [
-        export_key(checkpoint, RESOLUTIONS, "fp32"),
-        export_key(checkpoint, RESOLUTIONS, "fp16"),
-        export_key(checkpoint, RESOLUTIONS[:1], "fp32"),
-        export_key(checkpoint, RESOLUTIONS[::-1], "fp32"),
+        export_key(checkpoint, Options(RESOLUTIONS)),
+        export_key(checkpoint, Options(RESOLUTIONS, "fp16")),
+        export_key(checkpoint, Options(RESOLUTIONS[:1])),
+        export_key(checkpoint, Options(RESOLUTIONS, controlled=True)),
+        export_key(checkpoint, Options(RESOLUTIONS[::-1])),
     ]
-    assert export_key(checkpoint, RESOLUTIONS, "fp32") == keys[0]
+    assert export_key(checkpoint, Options(RESOLUTIONS)) == keys[0]
     monkeypatch.setattr("importlib.metadata.version", lambda name: "0")
-    keys.append(export_key(checkpoint, RESOLUTIONS, "fp32"))
+    keys.append(export_key(checkpoint, Options(RESOLUTIONS)))
     monkeypatch.setattr(export, "SOURCES", export.SOURCES[:-1])
-    keys.append(export_key(checkpoint, RESOLUTIONS, "fp32"))
+    keys.append(export_key(checkpoint, Options(RESOLUTIONS)))
     assert len(set(keys)) == len(keys)
 
 
 @pytest.mark.parametrize(
-    "size", [(0, 0), (64, 72), (100, 64), (32, 64), (-64, 64)], ids=lambda size: f"{size[0]}x{size[1]}"
+    ("size", "nearest"),
+    [
+        ((0, 0), "64x64"),
+        ((64, 72), "64x64 or 64x128"),
+        ((100, 64), "64x64 or 128x64"),
+        ((500, 768), "448x768 or 512x768"),
+        ((-64, 64), "64x64"),
+    ],
+    ids=str,
 )
 def test_resolutions_that_do_not_fit_are_refused_before_anything_is_written(
-    checkpoint: Checkpoint, tmp_path: Path, size: tuple[int, int]
+    checkpoint: Checkpoint, tmp_path: Path, size: tuple[int, int], nearest: str
 ) -> None:
     with pytest.raises(ExportError) as caught:
-        export_checkpoint(checkpoint, tmp_path / "export", [(64, 64), size])
+        export_checkpoint(checkpoint, tmp_path / "export", Options([(64, 64), size]))
     assert str(caught.value) == (
-        f"resolution {size[0]}x{size[1]} does not fit: both sides must be multiples of 64 pixels"
+        f"resolution {size[0]}x{size[1]} does not fit: both sides must be multiples of 64 pixels, such as {nearest}"
     )
     assert not (tmp_path / "export").exists()
 
 
-def test_an_interrupted_export_is_never_taken_for_a_complete_one(
-    checkpoint: Checkpoint, folder: Path, traced: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def stop_at_unet(network: Any, inputs: Any, outputs: Any, path: Path) -> None:
-        if path.stem == "unet":
-            raise KeyboardInterrupt
-        path.write_bytes(b"half of something")
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files(folder)}
 
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
+def test_an_export_that_fails_leaves_what_was_there(
+    checkpoint: Checkpoint,
+    folder: Path,
+    traced: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    def stop_at_unet(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
+        path.write_bytes(b"half of something")
+        if path.stem == "unet":
+            raise error
+
+    before = contents(folder)
     with monkeypatch.context() as patched:
         patched.setattr(trace, "export_onnx", stop_at_unet)
-        with pytest.raises(KeyboardInterrupt):
-            export_checkpoint(checkpoint, folder, [(64, 64)])
-    assert not (folder / PIPELINE_FILE).exists()
-    export_checkpoint(checkpoint, folder, [(64, 64)])
+        with pytest.raises((KeyboardInterrupt, ExportError)):
+            export_checkpoint(checkpoint, folder, Options([(64, 64)]))
+        with pytest.raises((KeyboardInterrupt, ExportError)):
+            export_checkpoint(checkpoint, folder.parent / "new", Options([(64, 64)]))
+    assert contents(folder) == before
+    assert not (folder.parent / "new").exists()
+    export_checkpoint(checkpoint, folder, Options([(64, 64)]))
     assert traced == NAMES
-    assert is_exported(folder, export_key(checkpoint, [(64, 64)], "fp32"))
+    assert is_exported(folder, Options([(64, 64)]), checkpoint)
+
+
+def test_a_full_disk_is_told_in_one_sentence(
+    checkpoint: Checkpoint, tmp_path: Path, traced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(trace, "export_onnx", full)
+    with pytest.raises(ExportError) as caught:
+        export_checkpoint(checkpoint, tmp_path, Options(RESOLUTIONS))
+    assert str(caught.value) == (
+        f"{tmp_path} cannot be written (No space left on device); give another --out, or make room there"
+    )
+
+
+def test_components_are_exported_alone_and_added_to(checkpoint: Checkpoint, tmp_path: Path, traced: list[str]) -> None:
+    first = export_checkpoint(checkpoint, tmp_path, Options(RESOLUTIONS, components=("vae_decoder",)))
+    assert list(first.components) == traced == ["vae_decoder"]
+    second = export_checkpoint(checkpoint, tmp_path, Options(RESOLUTIONS, components=("unet", "vae_decoder")))
+    assert traced == ["vae_decoder", "unet"]
+    assert set(second.components) == {"unet", "vae_decoder"}
+    assert {path.name for path in tmp_path.glob("*.onnx")} == {"unet.onnx", "vae_decoder.onnx"}
+    assert second == PipelineSpec.read(tmp_path)
+
+
+def test_components_of_other_weights_are_not_kept(tiny_checkpoint: Path, folder: Path, traced: list[str]) -> None:
+    other = Path(shutil.copytree(tiny_checkpoint, folder.parent / "other"))
+    (other / "model_index.json").write_text((other / "model_index.json").read_text() + "\n")
+    spec = export_checkpoint(Checkpoint.open(str(other)), folder, Options(RESOLUTIONS, components=("unet",)))
+    assert list(spec.components) == traced == ["unet"]
+    assert [path.name for path in folder.glob("*.onnx")] == ["unet.onnx"]
+
+
+def test_a_component_that_the_checkpoint_does_not_have_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"has no component controlnet; choose of text_encoder, unet, vae_encoder"):
+        export_checkpoint(checkpoint, tmp_path, Options(RESOLUTIONS, components=("controlnet",)))
 
 
 def test_a_component_that_differs_from_torch_leaves_no_pipeline_json(
@@ -222,11 +300,11 @@ def test_a_component_that_differs_from_torch_leaves_no_pipeline_json(
     def differ_at_unet(network: Any, component: Component, *rest: Any) -> dict[str, float]:
         if component.name == "unet":
             raise ParityError("unet differs from torch")
-        return {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0}
+        return dict.fromkeys(FIGURES, 0.0)
 
     monkeypatch.setattr(trace, "compare", differ_at_unet)
     with pytest.raises(ParityError, match="unet differs from torch"):
-        export_checkpoint(checkpoint, tmp_path, RESOLUTIONS)
+        export_checkpoint(checkpoint, tmp_path, Options(RESOLUTIONS))
     assert traced == ["text_encoder", "unet"]
     assert not (tmp_path / PIPELINE_FILE).exists()
 
@@ -235,10 +313,7 @@ def test_a_component_that_differs_from_torch_leaves_no_pipeline_json(
 def test_half_precision_is_inside_only(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    only = {name: components_of(checkpoint.family, checkpoint.task, checkpoint.widths)[name]}
-    monkeypatch.setattr(export, "components_of", lambda *given: only)
-    monkeypatch.setattr(trace, "components_of", lambda *given: only)
-    spec = export_checkpoint(checkpoint, tmp_path, [(64, 64)], "fp16")
+    spec = export_checkpoint(checkpoint, tmp_path, Options([(64, 64)], "fp16", components=(name,)))
     component = spec.component(name)
     graph = onnx.load(tmp_path / component.file).graph
     weights = [w for w in graph.initializer if w.data_type in (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)]
@@ -249,4 +324,4 @@ def test_half_precision_is_inside_only(
     outside = [value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)]
     assert set(outside) <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32}
     assert component.precision == "fp16"
-    assert 0 < component.parity["max_abs"] <= LIMITS["fp16"][name] == component.parity["limit"]
+    assert 0 < component.parity["max_abs"] <= limit_of(component) == component.parity["limit"]

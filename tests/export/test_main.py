@@ -17,6 +17,7 @@ from export.__main__ import main, parser, resolution
 from export.errors import ParityError
 
 ROOT = Path(__file__).resolve().parents[2]
+FIGURES = ("max_abs", "mean_abs", "max_scaled", "limit")
 
 
 @pytest.fixture
@@ -29,11 +30,12 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of tracing and comparing, copy what was traced before."""
 
-    def copy(network: Any, inputs: Any, outputs: Any, path: Path) -> None:
+    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
         shutil.copyfile(tiny_export / path.name, path)
 
     monkeypatch.setattr(trace, "export_onnx", copy)
-    monkeypatch.setattr(trace, "compare", lambda *given: {"max_abs": 0.0, "mean_abs": 0.0, "limit": 1.0})
+    monkeypatch.setattr(trace, "references", lambda *given: [])
+    monkeypatch.setattr(trace, "compare", lambda *given: dict.fromkeys(FIGURES, 0.0))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +61,12 @@ def test_resolutions_are_collected() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "the following arguments are required: checkpoint, --out"),
+        ([], "the following arguments are required: --out"),
         (["c"], "the following arguments are required: --out"),
+        (["--out", "o"], "give either a checkpoint to export, or --random-weights"),
+        (["c", "--out", "o", "--random-weights", "sd21"], "give either a checkpoint to export, or --random-weights"),
+        (["--out", "o", "--random-weights", "sd3"], "invalid choice: 'sd3'"),
+        (["c", "--out", "o", "--component", "vae"], "invalid choice: 'vae'"),
         (["c", "--out", "o", "--resolution", "12a"], "'12a' is no resolution"),
         (["c", "--out", "o", "--precision", "int8"], "invalid choice: 'int8'"),
     ],
@@ -79,7 +85,11 @@ def test_an_up_to_date_export_ends_with_code_0(
     arguments = [str(tiny_checkpoint), "--out", str(tiny_export), "--resolution", "64", "--resolution", "128x128"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{tiny_export}: ")
+    table, (summary, _) = said.splitlines()[:5], said.splitlines()[-2:]
+    assert [line.split()[:2] for line in table[1:]] == [
+        [name, "fp32"] for name in PipelineSpec.read(tiny_export).components
+    ]
+    assert summary.startswith("at most ")
     assert said.endswith("/checkpoint, text_encoder, unet, vae_encoder, vae_decoder\n")
 
 
@@ -101,9 +111,9 @@ def no_unet(folder: Path) -> None:
     shutil.rmtree(folder / "unet")
 
 
-def nine_channels(folder: Path) -> None:
+def eight_channels(folder: Path) -> None:
     path = folder / "unet/config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "in_channels": 9}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "in_channels": 8}))
 
 
 def cut_weights(folder: Path) -> None:
@@ -118,7 +128,7 @@ def cut_weights(folder: Path) -> None:
         (no_index, "model_index.json does not exist"),
         (broken_index, "model_index.json cannot be read"),
         (no_unet, "has no unet"),
-        (nine_channels, "takes 9 channels"),
+        (eight_channels, "takes 8 channels"),
         (cut_weights, "text_encoder cannot be loaded"),
     ],
 )
@@ -140,7 +150,7 @@ def test_a_bad_resolution_ends_with_code_1_and_one_sentence(
 ) -> None:
     assert main([str(tiny_checkpoint), "--out", str(tmp_path), "--resolution", "100"]) == 1
     assert capsys.readouterr().err == (
-        "export: resolution 100x100 does not fit: both sides must be multiples of 64 pixels\n"
+        "export: resolution 100x100 does not fit: both sides must be multiples of 64 pixels, such as 64x64 or 128x128\n"
     )
 
 
@@ -172,7 +182,8 @@ def test_the_command_fails_in_one_sentence(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr == (
-        f"export: {tmp_path / 'nowhere'} does not exist; give a diffusers folder, or a hub id such as owner/name\n"
+        f"export: {tmp_path / 'nowhere'} does not exist; "
+        "give a diffusers folder, a .safetensors file, or a hub id such as owner/name\n"
     )
 
 

@@ -161,7 +161,7 @@ def test_the_embedded_vae_is_approximated_nearly_as_well_as_can_be(caplog: pytes
         projection = preview_projection(checkpoint)
     assert preview_projection(checkpoint) == projection
     assert f"explains {100 * projection.r_squared:.0f} % of the colours" in caplog.text
-    vae = checkpoint.vae()
+    vae = checkpoint.network("vae")
     with torch.no_grad():
         latents = vae.encode(to_network(drawn_pictures(32, seed=5))).latent_dist.mean
         decoded = nn.functional.avg_pool2d(vae.decode(latents).sample.clamp(-1, 1), checkpoint.downscale).numpy()

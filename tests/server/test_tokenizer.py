@@ -60,9 +60,9 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exported(vocabulary: Path, folder: Path) -> Path:
     """The tokenizer as an export has it."""
     from export.checkpoint import Checkpoint
-    from export.export import _write_tokenizer
+    from export.export import write_tokenizer
 
-    _write_tokenizer(Checkpoint(vocabulary.parent, "tests/tokenizer"), folder)
+    write_tokenizer(Checkpoint(vocabulary.parent, "tests/tokenizer"), folder)
     return folder
 
 
