@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from tqdm import tqdm
@@ -18,9 +23,9 @@ SIGN_OF_NO_DRIVER = "cuda_success"
 
 
 class Watcher(Protocol):
-    """Hears how far a build is; phases are nested."""
+    """Hears how far a build is; a phase with a parent is within one of the parent's steps."""
 
-    def begin(self, phase: str, steps: int) -> None:
+    def begin(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase of that many steps begins."""
 
     def advance(self, phase: str) -> None:
@@ -28,7 +33,9 @@ class Watcher(Protocol):
 
 
 class Bar:
-    """A progress bar of a build, on a terminal only. Phases are nested and come unannounced, so its total grows.
+    """A progress bar of a build, on a terminal only.
+
+    A phase counts for one step of its parent, so the bar shows how much of the work's outline is done, not of its time.
 
     Args:
         title: of the plan.
@@ -36,7 +43,11 @@ class Bar:
 
     def __init__(self, title: str) -> None:
         self._title = title
-        self._bar: tqdm[NoReturn] = tqdm(desc=title, total=0, disable=None, leave=False)
+        self._done = 0.0
+        # Of each phase: where it begins between 0 and 1, and how far one of its steps goes.
+        self._phases: dict[str | None, tuple[float, float]] = {None: (0.0, 1.0)}
+        layout = "{l_bar}{bar}| {elapsed}"
+        self._bar: tqdm[NoReturn] = tqdm(desc=title, total=1.0, bar_format=layout, disable=None, leave=False)
 
     def __enter__(self) -> Bar:
         return self
@@ -44,12 +55,22 @@ class Bar:
     def __exit__(self, *failure: object) -> None:
         self._bar.close()
 
-    def begin(self, phase: str, steps: int) -> None:
-        self._bar.total = (self._bar.total or 0) + steps
+    @property
+    def done(self) -> float:
+        """The part that is done, 0 to 1."""
+        return self._done
+
+    def begin(self, phase: str, parent: str | None, steps: int) -> None:
+        start, width = self._phases.get(parent, (self.done, 0.0))
+        self._phases[phase] = start, width / max(steps, 1)
         self._bar.set_description(f"{self._title}: {phase}")
 
     def advance(self, phase: str) -> None:
-        self._bar.update()
+        start, step = self._phases[phase]
+        self._phases[phase] = start + step, step
+        farther = max(min(start + step, 1.0) - self._done, 0.0)
+        self._done += farther
+        self._bar.update(farther)
 
 
 def unreadable(parser: Any) -> str:
@@ -113,7 +134,7 @@ def recorder(library: Any) -> Any:
 
 
 def monitor(library: Any, watcher: Watcher) -> Any:
-    """A progress monitor that tells `watcher` and ends the build at Ctrl-C, which must not leave a callback."""
+    """A progress monitor that tells `watcher`, and ends the build once it is `interrupted`."""
 
     class Monitor(library.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -121,22 +142,38 @@ def monitor(library: Any, watcher: Watcher) -> Any:
             self.interrupted = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._tell(watcher.begin, phase_name, num_steps)
+            watcher.begin(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            self._tell(watcher.advance, phase_name)
+            watcher.advance(phase_name)
             return not self.interrupted
 
         def phase_finish(self, phase_name: str) -> None:
             pass
 
-        def _tell(self, tell: Any, *given: Any) -> None:
-            try:
-                tell(*given)
-            except KeyboardInterrupt:
-                self.interrupted = True
-
     return Monitor()
+
+
+@contextmanager
+def heeding_interrupts(watching: Any) -> Iterator[None]:
+    """Let Ctrl-C end the build through its monitor: as an exception it would be lost in the compiler's callbacks.
+
+    Raises:
+        KeyboardInterrupt: afterwards, if it was pressed.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        watching.interrupted = True
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, interrupt) if ours else None
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+        if watching.interrupted:
+            raise KeyboardInterrupt
 
 
 def _one_line(text: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from engines.build_reports import Watcher, failure, monitor, recorder, unreadable
+from engines.build_reports import Watcher, failure, heeding_interrupts, monitor, recorder, unreadable
 from engines.component import Component, Precision
 from engines.driver import device_capability
 from engines.errors import BuildError, MemoryShortage
@@ -117,15 +117,13 @@ class TensorRT:
         config = self._config(work, trt, watching)
         cache = str(work.timing_cache) if work.timing_cache else None
         try:
-            with warnings.catch_warnings():
+            with heeding_interrupts(watching), warnings.catch_warnings():
                 # Polygraphy gives every compiler a timing cache, which TensorRT-RTX calls deprecated.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 return trt.engine_bytes_from_network((builder, network), config=config, save_timing_cache=cache)
         except MemoryError as error:
             raise MemoryShortage(f"{self.name} ran out of memory on {work.component.name}") from error
         except importlib.import_module("polygraphy.exception").PolygraphyException as error:
-            if watching.interrupted:
-                raise KeyboardInterrupt from error
             texts = errors.texts or [str(error)]
             raise failure(f"{self.name} {self.version}", work.component.name, texts, work.options) from error
 

@@ -1,10 +1,12 @@
 """What compilers say, as sentences and bars."""
 
+import signal
+import threading
 from types import SimpleNamespace
 
 import pytest
 
-from engines.build_reports import Bar, failure, monitor, recorder, unreadable
+from engines.build_reports import Bar, failure, heeding_interrupts, monitor, recorder, unreadable
 from engines.errors import BuildError, MemoryShortage
 from engines.manifest import Options
 
@@ -56,33 +58,71 @@ def test_a_recorder_keeps_what_it_is_told_until_it_is_cleared() -> None:
     assert (errors.num_errors(), errors.texts) == (0, [])
 
 
-class Interrupted:
-    """A watcher at whose second step somebody presses Ctrl-C."""
+class Listener:
+    """A watcher that notes what it hears."""
 
     def __init__(self) -> None:
         self.heard: list[str] = []
 
-    def begin(self, phase: str, steps: int) -> None:
-        self.heard.append(f"{phase} {steps}")
+    def begin(self, phase: str, parent: str | None, steps: int) -> None:
+        self.heard.append(f"{parent}/{phase} {steps}")
 
     def advance(self, phase: str) -> None:
         self.heard.append(phase)
-        if self.heard.count(phase) == 2:
-            raise KeyboardInterrupt
 
 
-def test_an_interrupt_ends_the_build_and_not_the_callback() -> None:
-    watcher = Interrupted()
-    watching = monitor(LIBRARY, watcher)
-    watching.phase_start("Timing", None, 3)
+def test_a_monitor_tells_of_phases_and_steps() -> None:
+    listener = Listener()
+    watching = monitor(LIBRARY, listener)
+    watching.phase_start("Timing", "Building", 3)
     assert watching.step_complete("Timing", 0)
-    assert not watching.step_complete("Timing", 1)
     watching.phase_finish("Timing")
-    assert (watching.interrupted, watcher.heard) == (True, ["Timing 3", "Timing", "Timing"])
+    assert listener.heard == ["Building/Timing 3", "Timing"]
 
 
-def test_a_bar_is_silent_where_nobody_looks(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_ends_the_build_at_its_next_step_and_is_raised_after_it() -> None:
+    watching = monitor(LIBRARY, Listener())
+    before = signal.getsignal(signal.SIGINT)
+    went_on: list[bool] = []
+
+    @heeding_interrupts(watching)
+    def build() -> None:
+        went_on.append(watching.step_complete("Timing", 0))
+        signal.raise_signal(signal.SIGINT)
+        went_on.append(watching.step_complete("Timing", 1))
+
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    assert went_on == [True, False]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_leave_interrupts_alone() -> None:
+    handlers = []
+
+    def build() -> None:
+        with heeding_interrupts(monitor(LIBRARY, Listener())):
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=build)
+    thread.start()
+    thread.join()
+    assert handlers == [before]
+
+
+def test_a_phase_counts_for_one_step_of_its_parent(capsys: pytest.CaptureFixture[str]) -> None:
     with Bar("unet-64x64") as bar:
-        bar.begin("Timing", 2)
-        bar.advance("Timing")
+        bar.begin("Building", None, 2)
+        bar.advance("Building")
+        assert bar.done == 0.5
+        bar.begin("Timing", "Building", 4)
+        for _ in range(4):
+            bar.advance("Timing")
+        assert bar.done == 1.0
+        bar.advance("Building")
+        assert bar.done == 1.0
+        bar.begin("More than was announced", "Unheard of", 0)
+        bar.advance("More than was announced")
+        assert bar.done == 1.0
     assert capsys.readouterr() == ("", "")
