@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, goodput, host, latency, online, placement, quality, samplers, soak
+from bench import demo, goodput, host, latency, offline, online, peers, placement, quality, samplers, soak
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
@@ -18,6 +18,8 @@ PROGRAMS = {
     "online": (online, "load on a live server: latencies, throughput, goodput, errors"),
     "latency": (latency, "what the server adds, and how soon it reacts to cancellations, overload and deadlines"),
     "placement": (placement, "what components cost as Triton models of their own"),
+    "offline": (offline, "how long each component takes, over rows and sizes, and how much of the machine that is"),
+    "peers": (peers, "the UNet against OpenVINO by itself, torch and diffusers, on the same weights"),
     "soak": (soak, "thousands of requests with cancellations and kills: nothing lost, nothing leaked"),
     "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),
     "quality": (quality, "whether the embedded checkpoint draws what is asked"),

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engines.component import PipelineSpec
+from engines.component import Arrays, PipelineSpec
 from engines.runner import Runner
 from server.config import ServerConfig
 from server.pipeline import Pipeline
@@ -14,6 +14,10 @@ from server.step_curve import StepCurve
 
 # Timed calls of each number of rows; the quickest counts, since whatever else happens only makes them slower.
 REPEATS = 2
+# A first call that takes so long is measure enough, and larger calls are not made when those before took so long: their
+# seconds are predicted in proportion, and corrected by every call that serves somebody.
+LONG_SECONDS = 2.0
+BUDGET_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class WarmUp:
 
 
 def warm_up(pipeline: Pipeline, config: ServerConfig) -> WarmUp:
-    """Run the UNet at the first resolution with all numbers of rows, and the other components once.
+    """Run the UNet at the first resolution with all numbers of rows that there is time for, and the other components once.
 
     Only those of this process: Triton lets models call one another only when all are loaded. Others warm up by
     themselves, and their curves are learned from the first calls on.
@@ -43,13 +47,23 @@ def warm_up(pipeline: Pipeline, config: ServerConfig) -> WarmUp:
     points = config.step_seconds
     if unet is not None:
         sizes = [2] if points else _sizes(config.max_rows, config.batch_sizes)
-        measured = tuple((rows, first_call(unet, pipeline.spec, rows)) for rows in sizes)
+        measured = _curve(unet, pipeline.spec, sizes)
         points = points or measured
     return WarmUp(points, decode_seconds)
 
 
+def _curve(unet: Runner, spec: PipelineSpec, sizes: Sequence[int]) -> tuple[tuple[int, float], ...]:
+    """(rows, seconds) of the smaller sizes, as many as there is time for."""
+    measured: list[tuple[int, float]] = []
+    end = time.perf_counter() + BUDGET_SECONDS
+    for rows in sizes:
+        if not measured or time.perf_counter() < end:
+            measured.append((rows, first_call(unet, spec, rows)))
+    return tuple(measured)
+
+
 def first_call(runner: Runner, spec: PipelineSpec, rows: int = 1) -> float:
-    """Run a component at the first resolution, and give the seconds of a call after the first."""
+    """Run a component at the first resolution, and give the seconds of a call after the first, or of a long first."""
     height, width = spec.resolutions[0]
     sizes = {
         "rows": rows,
@@ -58,13 +72,14 @@ def first_call(runner: Runner, spec: PipelineSpec, rows: int = 1) -> float:
         "tokens": spec.context_length,
     }
     feeds = runner.component.zeros(sizes)
+    first = _seconds(runner, feeds)
+    return first if first > LONG_SECONDS else min(_seconds(runner, feeds) for _ in range(REPEATS))
+
+
+def _seconds(runner: Runner, feeds: Arrays) -> float:
+    started = time.perf_counter()
     runner.infer(feeds)
-    seconds = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        runner.infer(feeds)
-        seconds.append(time.perf_counter() - started)
-    return min(seconds)
+    return time.perf_counter() - started
 
 
 def _sizes(max_rows: int, batch_sizes: Sequence[int]) -> list[int]:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from server.warm_up import Curves
+from engines.component import PipelineSpec
+from engines.runner import FakeRunner
+from server import warm_up
+from server.config import ServerConfig
+from server.pipeline import open_pipeline
+from server.warm_up import Curves, first_call
 
 POINTS = ((2, 0.01), (16, 0.04))
 
@@ -38,3 +45,31 @@ def test_batch_sizes_and_a_cap_that_was_set_hold_for_every_size() -> None:
 
 def test_without_measurements_calls_take_no_time() -> None:
     assert Curves((), (512, 512))((768, 768)).seconds(16) == 0.0
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, runner: FakeRunner, seconds: float) -> None:
+    """Time passes in calls of `runner` only, the same in each."""
+    monkeypatch.setattr(warm_up.time, "perf_counter", lambda: len(runner.calls) * seconds)
+
+
+@pytest.mark.parametrize(("seconds", "calls"), [(0.5, 3), (3.0, 1)])
+def test_a_long_first_call_is_not_made_again(
+    fake_export: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, calls: int
+) -> None:
+    spec = PipelineSpec.read(fake_export)
+    runner = FakeRunner(spec.component("unet"))
+    clock(monkeypatch, runner, seconds)
+    assert first_call(runner, spec, rows=2) == seconds
+    assert runner.calls == [2] * calls
+
+
+@pytest.mark.parametrize(("seconds", "rows"), [(2**-10, [2, 4, 8, 16]), (1.0, [2, 4]), (60.0, [2])])
+def test_sizes_are_measured_as_long_as_there_is_time(
+    fake_export: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, rows: list[int]
+) -> None:
+    config = ServerConfig(fake_export, provider="fake")
+    pipeline = open_pipeline(config)
+    unet = pipeline.runners["unet"]
+    assert isinstance(unet, FakeRunner)
+    clock(monkeypatch, unet, seconds)
+    assert warm_up.warm_up(pipeline, config).step_seconds == tuple((size, seconds) for size in rows)

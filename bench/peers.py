@@ -1,0 +1,119 @@
+"""The UNet against others on the same weights: OpenVINO told nothing but the precision, torch in bf16, diffusers' fp32.
+
+Ours and one other are loaded at a time and called in turn, so that whatever else the machine does meets both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import os
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench.offline import chosen_sizes, component_flops, timed
+from engines.component import Arrays, PipelineSpec
+from engines.errors import EngineError
+from engines.picture import Case, feeds
+from engines.providers import Settings, default_cache, openvino_precision
+from engines.runner import available, open_runner
+
+UNET = "unet"
+WARM_UP = 2
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a folder written by `python -m export`")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="the diffusers folder that it was made from")
+    parser.add_argument("--provider", default="auto", help="ours: auto, or a name of `server launch --provider`")
+    parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="repeat for more (default: all)")
+    parser.add_argument("--size", default="", help="in pixels, such as 512 (default: the first of the export)")
+    parser.add_argument("--rows", type=int, default=2, help="of a call; a guided image takes two")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each")
+    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: one per core")
+
+
+def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Medians, and how many times as long as ours each of the others takes, call by call.
+
+    Raises:
+        EngineError: numbers that are none, or something that cannot be loaded or run.
+    """
+    if min(options.rows, options.repeats) < 1:
+        raise EngineError("--rows and --repeats must be at least 1")
+    spec = PipelineSpec.read(options.model)
+    case = Case(chosen_sizes(options.size, spec)[0], 0, options.rows)
+    component = spec.component(UNET)
+    fed = feeds(component, spec, case, case.rows)
+    provider = available()[0] if options.provider == "auto" else options.provider
+    ours = open_runner(component, options.model, provider, Settings(threads=options.threads, cache=default_cache()))
+    results = {}
+    for name in options.peer or PEERS:
+        call = PEERS[name](options, fed)
+        results[name] = compared(lambda: ours.infer(fed), call, options.repeats)
+        # A peer's weights go before the next one's come.
+        del call
+        gc.collect()
+    flops = component_flops(component, spec, case, options.model)
+    return {"provider": provider, "rows": case.rows, "size": case.resolution, "tflop": flops / 1e12, "peers": results}
+
+
+def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Calls in turn: medians in milliseconds, and the median, least and largest of theirs over ours."""
+    for call in (ours, theirs):
+        timed(call, WARM_UP)
+    pairs = [(timed(ours, 1)[0], timed(theirs, 1)[0]) for _ in range(repeats)]
+    ratios = sorted(other / own for own, other in pairs)
+    return {
+        "ours_ms": round(1e3 * statistics.median(own for own, _ in pairs), 2),
+        "theirs_ms": round(1e3 * statistics.median(other for _, other in pairs), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_least": round(ratios[0], 3),
+        "ratio_largest": round(ratios[-1], 3),
+    }
+
+
+def _openvino(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
+    """The same graph for these shapes only."""
+    core = importlib.import_module("openvino").Core()
+    model = core.read_model(options.model / PipelineSpec.read(options.model).component(UNET).file)
+    model.reshape({name: list(array.shape) for name, array in fed.items()})
+    wanted = {"INFERENCE_PRECISION_HINT": openvino_precision(Settings())}
+    if options.threads:
+        wanted["INFERENCE_NUM_THREADS"] = str(options.threads)
+    request = core.compile_model(model, "CPU", wanted).create_infer_request()
+    return lambda: request.infer(fed)
+
+
+def _torch_bf16(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
+    return _torch(options, fed, importlib.import_module("torch").bfloat16)
+
+
+def _diffusers_fp32(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
+    return _torch(options, fed, importlib.import_module("torch").float32)
+
+
+def _torch(options: argparse.Namespace, fed: Arrays, dtype: Any) -> Callable[[], object]:
+    """Diffusers' own network, called as its pipeline calls it."""
+    torch, diffusers = importlib.import_module("torch"), importlib.import_module("diffusers")
+    torch.set_num_threads(options.threads or os.cpu_count() or 1)
+    folder = options.checkpoint / UNET
+    network = diffusers.UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval()
+    tensors = {name: torch.from_numpy(array) for name, array in fed.items()}
+    sample, states = tensors["sample"].to(dtype), tensors["encoder_hidden_states"].to(dtype)
+
+    def call() -> object:
+        with torch.no_grad():
+            return network(sample, tensors["timestep"], states, return_dict=False)
+
+    return call
+
+
+PEERS: dict[str, Callable[[argparse.Namespace, Arrays], Callable[[], object]]] = {
+    "openvino": _openvino,
+    "torch_bf16": _torch_bf16,
+    "diffusers_fp32": _diffusers_fp32,
+}

@@ -1,0 +1,141 @@
+"""Counting a graph's operations, and timing components, on graphs whose operations are known."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from bench import flops, offline, peers
+from bench.flops import Sizes, operations, peak_flops
+from bench.offline import chosen_sizes, numbers, timed
+from engines.component import Component, PipelineSpec, TensorSpec
+from engines.errors import ArtefactError, EngineError
+from engines.providers import DEFAULTS
+
+SIZES = Sizes(rows=3, tokens=77, area=4 * 9.0)
+
+
+def saved(folder: Path, *, told: bool = True, dim: str = "8*s1") -> Path:
+    """A convolution 4 -> 5 of 3x3, a cast, and a product of (rows, tokens, 6) by (6, 7)."""
+    latent = ["rows", 4, dim, "8*s2"]
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, latent),
+        helper.make_tensor_value_info("t", TensorProto.FLOAT, ["rows", "tokens", 6]),
+    ]
+    outputs = [
+        helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 5, dim, "8*s2"]),
+        helper.make_tensor_value_info("u", TensorProto.FLOAT, ["rows", "tokens", 7]),
+    ]
+    weights = [
+        helper.make_tensor("w", TensorProto.FLOAT, [5, 4, 3, 3], [0.0] * 180),
+        helper.make_tensor("v", TensorProto.FLOAT, [6, 7], [0.0] * 42),
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4),
+        helper.make_node("Cast" if told else "Relu", ["t"], ["c"], **({"to": TensorProto.FLOAT} if told else {})),
+        helper.make_node("MatMul", ["c", "v"], ["u"]),
+    ]
+    graph = helper.make_graph(nodes, "both", inputs, outputs, weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save_model(model, folder / "both.onnx")
+    return folder / "both.onnx"
+
+
+def test_operations_are_two_for_each_product(tmp_path: Path) -> None:
+    counted = operations(saved(tmp_path), SIZES)
+    height, width = 8 * 4, 8 * 9
+    assert counted == {"Conv": 2 * 3 * 5 * height * width * 4 * 9, "MatMul": 2 * 3 * 77 * 7 * 6}
+
+
+def test_a_shape_that_is_not_told_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ArtefactError, match=r"does not tell the shapes of \['c'\]"):
+        operations(saved(tmp_path, told=False), SIZES)
+
+
+@pytest.mark.parametrize(
+    ("dim", "size"), [("rows", 3), ("tokens", 77), ("2*s75", 12), ("16*s75*s95", 16 * 36), ("(s1*s2)//4", 9)]
+)
+def test_expressions_of_sizes(dim: str, size: float) -> None:
+    assert SIZES.of(dim) == pytest.approx(size)
+
+
+def test_an_expression_that_is_no_product_is_an_error() -> None:
+    with pytest.raises(ArtefactError, match="'rows \\+ 1', which is no product"):
+        SIZES.of("rows + 1")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_peak_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    monkeypatch.setattr(flops, "SIDE", 64)
+    assert peak_flops("cpu", precision, DEFAULTS, tmp_path) > 1e6  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def export(tmp_path: Path, fake_export: Path) -> Path:
+    """An export whose only component is a convolution and a product."""
+    saved(tmp_path)
+    inputs = (
+        TensorSpec("x", "float32", ("rows", 4, "height", "width")),
+        TensorSpec("t", "float32", ("rows", "tokens", 6)),
+    )
+    outputs = (
+        TensorSpec("y", "float32", ("rows", 5, "height", "width")),
+        TensorSpec("u", "float32", ("rows", "tokens", 7)),
+    )
+    both = Component("unet", "both.onnx", inputs, outputs)
+    replace(PipelineSpec.read(fake_export), components={"unet": both}).write(tmp_path)
+    return tmp_path
+
+
+def test_a_component_is_timed_over_rows_and_sizes(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "SIDE", 64)
+    parser = argparse.ArgumentParser()
+    offline.add_options(parser)
+    result = offline.run(
+        parser.parse_args(["--model", str(export), "--provider", "cpu", "--rows", "1,3", "--repeats", "2"])
+    )
+    assert json.loads(json.dumps(result)) == result
+    assert (result["provider"], list(result["peak_tflops"])) == ("cpu", ["fp32"])
+    kinds = [(timing["size"], timing["rows"]) for timing in result["timings"]]
+    assert kinds == [("64x64", 1), ("64x64", 3), ("128x128", 1), ("128x128", 3)]
+    assert all(timing["median_ms"] > 0 and timing["resident_mb"] > 0 for timing in result["timings"])
+
+
+@pytest.mark.parametrize("options", [["--repeats", "0"], ["--rows", "1,x"], ["--sizes", "77"], ["--rows", "0"]])
+def test_what_cannot_be_timed_is_refused(export: Path, options: list[str]) -> None:
+    parser = argparse.ArgumentParser()
+    offline.add_options(parser)
+    with pytest.raises(EngineError, match=options[0]):
+        offline.run(parser.parse_args(["--model", str(export), "--provider", "cpu", *options]))
+
+
+def test_sizes_are_named_by_their_height(fake_export: Path) -> None:
+    spec = PipelineSpec.read(fake_export)
+    assert chosen_sizes("", spec) == ((64, 64), (128, 128))
+    assert list(chosen_sizes("128", spec)) == [(128, 128)]
+    assert numbers("1,16", "--rows") == [1, 16]
+
+
+def test_peers_are_called_in_turn_with_ours() -> None:
+    order: list[str] = []
+    result = peers.compared(lambda: order.append("ours"), lambda: order.append("theirs"), 3)
+    assert order == ["ours"] * 2 + ["theirs"] * 2 + ["ours", "theirs"] * 3
+    assert result["ratio_least"] <= result["ratio"] <= result["ratio_largest"]
+    assert len(timed(lambda: None, 4)) == 4
+
+
+def test_peers_draw_with_the_same_network(
+    tiny_checkpoint: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parser = argparse.ArgumentParser()
+    peers.add_options(parser)
+    given = ["--model", str(tiny_export), "--checkpoint", str(tiny_checkpoint), "--provider", "cpu", "--repeats", "1"]
+    wanted = ["--peer", "torch_bf16", "--peer", "diffusers_fp32"]
+    result = peers.run(parser.parse_args([*given, *wanted, "--threads", "1"]))
+    assert list(result["peers"]) == ["torch_bf16", "diffusers_fp32"]
+    assert result["size"] == (64, 64)
+    assert result["tflop"] > 0
