@@ -85,6 +85,6 @@ def trace_component(
         progress.close()
     logger.info(
         "%s: %.1f s, %.2f GB, %s, differs from torch by at most %.1e (limit %.0e)",
-        name, time.monotonic() - started, written / 1e9, plan.dtype, parity["max_abs"], parity["limit"],
+        name, time.monotonic() - started, written / 1e9, plan.dtype, parity["max_scaled"], parity["limit"],
     )  # fmt: skip
     return dataclasses.replace(component, parity=parity)

@@ -153,5 +153,5 @@ def test_the_reference_of_halved_weights_is_that_of_the_same_weights_in_fp32(tin
 
 
 def test_lower_precision_has_wider_limits() -> None:
-    assert UNET_LIMITS["fp32"] < UNET_LIMITS["fp16"] <= UNET_LIMITS["bf16"]
-    assert all(LIMITS["fp32"][name] < LIMITS["fp16"][name] for name in LIMITS["fp32"])
+    assert UNET_LIMITS["fp32"] < UNET_LIMITS["fp16"] < UNET_LIMITS["bf16"]
+    assert all(LIMITS["fp32"][name] < LIMITS["fp16"][name] < LIMITS["bf16"][name] for name in LIMITS["fp32"])
