@@ -113,9 +113,9 @@ class _Raising:
         lowered = None
         for node, index in outside:
             if node.op_type == "Cast" and node.outputs[0].dtype == ir.DataType.FLOAT:
-                node.outputs[0].replace_all_uses_with(output, replace_graph_outputs=False)
                 if not node.outputs[0].is_graph_output():
-                    continue
+                    node.outputs[0].replace_all_uses_with(output)
+                continue
             lowered = lowered or self._cast(output, self._half, f"lowered/{output.name}")
             node.replace_input_with(index, lowered)
 
