@@ -79,6 +79,13 @@ def test_every_component_is_built_at_every_resolution_that_makes_a_difference(to
         assert (each.manifest.seconds > 0, each.manifest.peak_bytes > 1 << 20) == (True, True)
 
 
+def test_networks_that_torch_exported_compile(tiny_export: Path, tmp_path: Path) -> None:
+    export = Path(shutil.copytree(tiny_export, tmp_path / "export"))
+    built = build(export, Order(resolutions=((64, 64),), capabilities=((8, 9),), options=Options(level=0)))
+    assert [each.manifest.recipe.component for each in built] == ["text_encoder", "unet", "vae_encoder", "vae_decoder"]
+    assert {name for each in built for name in each.manifest.layers} == {"FLOAT"}
+
+
 def test_a_second_build_is_a_hit_and_changes_nothing(toy_export: Path, compiled: list[Work]) -> None:
     [first] = build(toy_export, UNET)
     before = first.plan.stat().st_mtime_ns
