@@ -92,7 +92,7 @@ CATCH_ALL = {
 }
 
 TOP_LEVEL = {"pyproject.toml", "README.md", "export", "engines", "model_repository", "server", "bench", "tests"}
-SMALL_FILES = {"LICENSE", "Makefile", ".gitignore", ".ci", "constraints.txt", "docs"}
+SMALL_FILES = {"LICENSE", "Makefile", ".gitignore", ".ci", "constraints.txt", "docs", "Dockerfile", "compose.yaml"}
 
 
 def sources(*folders: str) -> list[Path]:

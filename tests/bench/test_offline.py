@@ -21,7 +21,7 @@ SIZES = Sizes(rows=3, tokens=77, area=4 * 9.0)
 
 def saved(folder: Path, *, told: bool = True, dim: str = "8*s1") -> Path:
     """A convolution 4 -> 5 of 3x3, a cast, and a product of (rows, tokens, 6) by (6, 7)."""
-    latent = ["rows", 4, dim, "8*s2"]
+    latent: list[str | int | None] = ["rows", 4, dim, "8*s2"]
     inputs = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, latent),
         helper.make_tensor_value_info("t", TensorProto.FLOAT, ["rows", "tokens", 6]),
@@ -36,7 +36,9 @@ def saved(folder: Path, *, told: bool = True, dim: str = "8*s1") -> Path:
     ]
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["y"], pads=[1] * 4),
-        helper.make_node("Cast" if told else "Relu", ["t"], ["c"], **({"to": TensorProto.FLOAT} if told else {})),
+        helper.make_node("Cast", ["t"], ["c"], to=TensorProto.FLOAT)
+        if told
+        else helper.make_node("Relu", ["t"], ["c"]),
         helper.make_node("MatMul", ["c", "v"], ["u"]),
     ]
     graph = helper.make_graph(nodes, "both", inputs, outputs, weights)

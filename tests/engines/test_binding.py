@@ -51,7 +51,12 @@ def test_what_a_call_gave_outlives_the_next_call(session: Any) -> None:
 def test_only_a_constant_that_comes_again_is_not_copied(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     copied: list[Any] = []
     real = ort.OrtValue.update_inplace
-    monkeypatch.setattr(ort.OrtValue, "update_inplace", lambda self, data: (copied.append(data), real(self, data)))
+
+    def update(self: Any, data: Any) -> None:
+        copied.append(data)
+        real(self, data)
+
+    monkeypatch.setattr(ort.OrtValue, "update_inplace", update)
     bound = BoundSession(session, OUTPUTS, ("cpu", 0), graphs=False)
     constant, other, x = fixed(full(1, 10)), fixed(full(1, 20)), full(1, 1)
     for c, expected in ((constant, 11), (constant, 12), (other, 23), (constant, 14)):
