@@ -191,6 +191,7 @@ def _build_alone(folder: Path, plan: Path, task: Task, compiler: TensorRT, timin
         peak_bytes=peak_bytes(),
         made=datetime.now(UTC).isoformat(timespec="seconds"),
     )
+    logger.info("%s: built in %.1f s", plan.name, made.seconds)
     return write(plan, compiled.plan, made)
 
 
