@@ -8,17 +8,10 @@ import resource
 import sys
 from pathlib import Path
 
+from engines.arguments import resolution
 from engines.catalog import TENSORS
 from engines.component import PipelineSpec
 from export.architectures import ARCHITECTURES
-
-
-def resolution(text: str) -> tuple[int, int]:
-    """`512` or `768x512` (height x width) as (height, width)."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is no resolution; write 512, or 768x512 for height x width")
-    return int(sides[0]), int(sides[-1])
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,6 +1,5 @@
 """`python -m export`: exit codes, one sentence on standard error, no traceback."""
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import pytest
 
 from engines.component import PipelineSpec
 from export import trace
-from export.__main__ import main, parser, resolution
+from export.__main__ import main, parser
 from export.errors import ParityError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,20 +35,6 @@ def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trace, "export_onnx", copy)
     monkeypatch.setattr(trace, "references", lambda *given: [])
     monkeypatch.setattr(trace, "compare", lambda *given: dict.fromkeys(FIGURES, 0.0))
-
-
-@pytest.mark.parametrize(
-    ("text", "size"), [("512", (512, 512)), ("768x512", (768, 512)), ("64X128", (64, 128)), ("0", (0, 0))]
-)
-def test_resolutions_are_height_by_width(text: str, size: tuple[int, int]) -> None:
-    assert resolution(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "x", "512x", "x512", "1x2x3", "-512", "512.0", "5e2", "512 x 512", "big", "²"])
-def test_what_is_no_resolution_is_refused(text: str) -> None:
-    with pytest.raises(argparse.ArgumentTypeError) as caught:
-        resolution(text)
-    assert str(caught.value) == f"{text!r} is no resolution; write 512, or 768x512 for height x width"
 
 
 def test_resolutions_are_collected() -> None:
