@@ -78,6 +78,9 @@ class Layout:
         parts = [condition.positives[0] for condition in conditions]
         parts += [condition.negative for condition in conditions if condition.negative is not None]
         parts += [states for condition in conditions for states in condition.positives[1:]]
+        context = np.stack(parts + [parts[0]] * padding)
+        # A runner on a GPU does not copy again what nobody can write to.
+        context.flags.writeable = False
         return cls(
             rows=rows,
             owners=np.array(owners, np.int64),
@@ -85,7 +88,7 @@ class Layout:
             negatives=negatives,
             further=np.array(further, np.int64),
             scales=np.array([scale for condition in conditions for scale in condition.scales], np.float32),
-            context=np.stack(parts + [parts[0]] * padding),
+            context=context,
         )
 
 

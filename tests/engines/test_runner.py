@@ -9,8 +9,9 @@ import pytest
 
 from engines.catalog import Widths, components_of
 from engines.component import Component
-from engines.errors import ArtefactError, FeedError
-from engines.runner import FAKE, FakeRunner, open_runner
+from engines.errors import ArtefactError, FeedError, ProviderError
+from engines.providers import DEFAULTS
+from engines.runner import FAKE, FakeRunner, available, open_runner
 
 WIDTHS = Widths(context_length=77, context_width=16, latent_channels=4, unet_channels=4, downscale=8)
 COMPONENTS = {
@@ -125,3 +126,36 @@ def test_open_runner_gives_the_fake_without_any_file(tmp_path: Path) -> None:
 def test_open_runner_looks_for_the_file_with_any_other_provider(tmp_path: Path) -> None:
     with pytest.raises(ArtefactError, match=r"unet\.onnx does not exist; run `python -m export` again"):
         open_runner(UNET, tmp_path, provider="cpu")
+
+
+@pytest.mark.parametrize(
+    ("openvino", "found"), [(True, ("cuda", "openvino", "cpu")), (False, ("cuda", "cpu"))], ids=["with", "without"]
+)
+def test_openvino_by_itself_is_one_of_the_providers(
+    monkeypatch: pytest.MonkeyPatch, openvino: bool, found: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr("engines.ort_runner.available_providers", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr("engines.openvino_runner.available", lambda: openvino)
+    assert available() == found
+
+
+def test_auto_takes_the_preferred_provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    opened = []
+    monkeypatch.setattr("engines.runner.available", lambda: ("cuda", "cpu"))
+    monkeypatch.setattr("engines.ort_runner.OrtRunner", lambda *arguments: opened.append(arguments))
+    open_runner(UNET, tmp_path)
+    assert opened == [(UNET, tmp_path, "cuda", DEFAULTS)]
+
+
+def test_a_provider_that_is_not_here_is_refused_with_the_choice(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("engines.runner.available", lambda: ("openvino", "cpu"))
+    with pytest.raises(ProviderError, match="'cuda' is not available here; choose auto or one of openvino, cpu"):
+        open_runner(UNET, tmp_path, "cuda")
+
+
+def test_openvino_is_opened_by_itself(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("engines.runner.available", lambda: ("openvino", "cpu"))
+    with pytest.raises(ArtefactError, match=r"unet\.onnx does not exist"):
+        open_runner(UNET, tmp_path)

@@ -14,7 +14,7 @@ import server.launch
 from engines.component import PIPELINE_FILE
 from engines.errors import ArtefactError
 from server.__main__ import main, parser
-from server.config import ServerConfig
+from server.config import Backend, ServerConfig
 from server.errors import ScheduleError, StartupError
 from server.installation import find_installation
 from server.launch import DRAIN_SECONDS, check_deployment
@@ -31,6 +31,13 @@ def copy(fake_export: Path, tmp_path: Path) -> Path:
 def test_a_good_deployment_passes(fake_export: Path) -> None:
     spec = check_deployment(ServerConfig(model=fake_export, provider="fake"))
     assert spec.resolutions == ((64, 64), (128, 128))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
+def test_a_backend_that_this_tritonserver_lacks_is_told_with_the_remedy(fake_export: Path, backend: Backend) -> None:
+    """The one that comes in a wheel has the Python backend only."""
+    with pytest.raises(StartupError, match=f"has no backend '{backend}'; use NVIDIA's Triton image, or --backend py"):
+        check_deployment(ServerConfig(model=fake_export, provider="fake", backend=backend))
 
 
 def test_missing_onnx_file_is_told(fake_export: Path) -> None:
