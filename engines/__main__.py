@@ -1,4 +1,4 @@
-"""`python -m engines`: compile an export's components to plans, and look at plans."""
+"""`python -m engines`: compile an export's components to plans, look at plans, and compare what they compute."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.arguments import bounds, capability, component_rows, gigabytes, level, resolution
+from engines.verify import add_arguments, main_verify
 
 if TYPE_CHECKING:
     from engines.build import Order
@@ -25,6 +26,9 @@ def parser() -> argparse.ArgumentParser:
     inspecting.add_argument("--here", action="store_true", help="also refuse what this machine cannot run, and say why")
     inspecting.add_argument("--json", action="store_true", help="print the whole manifests as JSON instead")
     inspecting.set_defaults(run=run_inspect)
+    verifying = commands.add_parser("verify", help="compare a provider or plans with the CPU in fp32")
+    add_arguments(verifying)
+    verifying.set_defaults(run=main_verify)
     return made
 
 

@@ -87,7 +87,8 @@ def test_a_refused_plan_gives_exit_code_1(toy_export: Path, capsys: pytest.Captu
 
 
 def test_errors_are_one_sentence_and_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["build", str(tmp_path)], ["build", str(tmp_path), "--rows", "8"], ["inspect", str(tmp_path)]):
+    folder = str(tmp_path)
+    for command in (["build", folder], ["build", folder, "--rows", "8"], ["inspect", folder], ["verify", folder]):
         assert main(command) == 1
         shown = capsys.readouterr()
         assert (shown.out, shown.err.count("\n")) == ("", 1)
