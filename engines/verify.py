@@ -150,6 +150,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=STEPS, help="of the picture; 0 draws none (default: %(default)s)")
     parser.add_argument("--rows", type=int, default=2, help="of each component's call (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: one per core")
+    parser.add_argument(
+        "--cpu-precision", choices=("f32", "bf16"), default="", help="OpenVINO's, if it is the provider"
+    )
     parser.add_argument("--row", type=Path, metavar="FILE", help="add the line for README's table to this file")
 
 
@@ -164,7 +167,7 @@ def main_verify(options: argparse.Namespace) -> int:
     referred = PipelineSpec.read(reference)
     if referred.fingerprint != spec.fingerprint:
         raise EngineError(f"{reference} is an export of another checkpoint than {options.folder}; give one of the same")
-    settings = Settings(threads=options.threads, cache=default_cache())
+    settings = Settings(threads=options.threads, precision=options.cpu_precision, cache=default_cache())
     case = Case(_size(options.size, spec), options.steps, options.rows)
     names = options.component or list(spec.components)
     chosen = available()[0] if options.provider == "auto" and not options.plans else options.provider

@@ -61,6 +61,10 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument(
         "--cuda-graphs", action="store_true", help="record a GPU's calls once per shape, and replay them"
     )
+    target.add_argument(
+        "--cpu-precision", choices=("f32", "bf16"), default="", help="OpenVINO's; bf16 where it is quick"
+    )
+    target.add_argument("--pin-threads", action="store_true", help="bind the UNet's CPU threads to cores of their own")
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
@@ -95,6 +99,8 @@ def launch(options: argparse.Namespace) -> int:
         backend=options.backend,
         cache=options.cache and str(Path(options.cache).resolve()),
         cuda_graphs=options.cuda_graphs,
+        cpu_precision=options.cpu_precision,
+        pinned=options.pin_threads,
         unet_threads=options.unet_threads,
         max_rows=options.max_rows,
         row_cap=options.row_cap,

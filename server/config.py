@@ -31,6 +31,8 @@ class ServerConfig:
         backend: of Triton that runs the components placed in `triton`: ours in Python, or one of its own.
         cache: folder for what providers compile; empty takes `engines.providers.default_cache()`.
         cuda_graphs: whether a GPU records calls once for each shape, and replays them.
+        cpu_precision: that OpenVINO computes in, `f32` or `bf16`; empty takes bf16 where the processor multiplies it.
+        pinned: bind the UNet's threads to cores, which then are its own.
         unet_threads: CPU threads of the UNet; 0 lets the provider choose.
         component_threads: CPU threads of each component that runs once per image.
         max_rows: rows of one UNet call.
@@ -53,6 +55,8 @@ class ServerConfig:
     backend: Backend = "python"
     cache: str = ""
     cuda_graphs: bool = False
+    cpu_precision: str = ""
+    pinned: bool = False
     unet_threads: int = 0
     component_threads: int = 1
     max_rows: int = 16
@@ -81,6 +85,8 @@ class ServerConfig:
         rows = Rows(1, min(8, self.max_rows), self.max_rows)
         return Settings(
             threads=self.unet_threads if component.name == "unet" else self.component_threads,
+            pinned=self.pinned and component.name == "unet",
+            precision=self.cpu_precision,
             cache=Path(self.cache) if self.cache else default_cache(),
             cuda_graphs=self.cuda_graphs,
             profiles=tuple(

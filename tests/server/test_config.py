@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from engines.component import PipelineSpec
+from engines.providers import default_cache
 from server.config import PLACEMENTS, Placement, ServerConfig
 from server.errors import StartupError
 
@@ -17,6 +19,8 @@ SPECIAL = ServerConfig(
     backend="tensorrt",
     cache="/var/cache/aquatint",
     cuda_graphs=True,
+    cpu_precision="f32",
+    pinned=True,
     unet_threads=7,
     component_threads=3,
     max_rows=24,
@@ -87,3 +91,21 @@ def test_damaged_text_is_a_startup_error_that_says_what_to_do(text: str) -> None
 def test_components_are_placed_as_asked(place: Placement) -> None:
     config = ServerConfig(Path("m"), text_encoder=place, unet=place, vae_decoder=place)
     assert [config.placement(name) for name in ("text_encoder", "unet", "vae_decoder")] == [place] * 3
+
+
+def test_components_are_run_as_the_deployment_says(fake_export: Path) -> None:
+    spec = PipelineSpec.read(fake_export)
+    unet, decoder = (SPECIAL.settings(spec.component(name), spec) for name in ("unet", "vae_decoder"))
+    assert (unet.threads, unet.pinned, unet.precision, unet.cuda_graphs) == (7, True, "f32", True)
+    assert (decoder.threads, decoder.pinned, decoder.cache) == (3, False, Path("/var/cache/aquatint"))
+    assert PLAIN.settings(spec.component("unet"), spec).cache == default_cache()
+
+
+def test_a_gpu_is_told_the_shapes_that_will_come(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = PipelineSpec.read(fake_export)
+    monkeypatch.setattr("server.config.device_capability", lambda: None)
+    assert SPECIAL.settings(spec.component("unet"), spec).profiles == ()
+    monkeypatch.setattr("server.config.device_capability", lambda: (8, 9))
+    profiles = SPECIAL.settings(spec.component("unet"), spec).profiles
+    assert [profile["sample"].maximum for profile in profiles] == [(24, 4, 8, 8), (24, 4, 16, 16)]
+    assert len(SPECIAL.settings(spec.component("text_encoder"), spec).profiles) == 1
