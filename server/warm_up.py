@@ -34,7 +34,7 @@ class WarmUp:
 
 
 def warm_up(pipeline: Pipeline, config: ServerConfig) -> WarmUp:
-    """Run the UNet at the first resolution with all numbers of rows that there is time for, and the other components once.
+    """Run the UNet at the first resolution with as many numbers of rows as there is time for, and others once.
 
     Only those of this process: Triton lets models call one another only when all are loaded. Others warm up by
     themselves, and their curves are learned from the first calls on.
