@@ -66,6 +66,7 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     )
     target.add_argument("--pin-threads", action="store_true", help="bind the UNet's CPU threads to cores of their own")
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
+    target.add_argument("--component-threads", type=int, default=1, help="CPU threads of each other component; 0: all")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
     target.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
@@ -102,6 +103,7 @@ def launch(options: argparse.Namespace) -> int:
         cpu_precision=options.cpu_precision,
         pinned=options.pin_threads,
         unet_threads=options.unet_threads,
+        component_threads=options.component_threads,
         max_rows=options.max_rows,
         row_cap=options.row_cap,
         queue_limit=options.queue_limit,
