@@ -35,7 +35,10 @@ SIGNS_OF_DAMAGE = (
 
 @cache
 def _openvino_devices() -> tuple[Any, ...]:
-    """The CPU devices of the `onnxruntime-ep-openvino` plug-in; none where it is absent or refuses the processor."""
+    """The CPU devices of the `onnxruntime-ep-openvino` plug-in; none where it is absent or refuses the processor.
+
+    The `onnxruntime-openvino` wheel, which takes ONNX Runtime's place, has the provider built in, and on any processor.
+    """
     try:
         plugin = importlib.import_module("onnxruntime_ep_openvino")
     except ImportError:
@@ -52,7 +55,7 @@ def _openvino_devices() -> tuple[Any, ...]:
 def available_providers() -> tuple[str, ...]:
     """Our names of the execution providers that ONNX Runtime has here, the preferred one first."""
     built_in = set(ort.get_available_providers())
-    found = {name for name, provider in PROVIDERS.items() if name != OPENVINO_EP and provider.theirs in built_in}
+    found = {name for name, provider in PROVIDERS.items() if provider.theirs in built_in}
     if _openvino_devices():
         found.add(OPENVINO_EP)
     return tuple(name for name in PREFERENCE if name in found)
@@ -160,7 +163,7 @@ def _kept_context(component: Component, provider: str, settings: Settings) -> Pa
 
 def _open(path: Path, provider: str, settings: Settings, options: Any) -> Any:
     try:
-        if provider == OPENVINO_EP:
+        if provider == OPENVINO_EP and _openvino_devices():
             options.add_provider_for_devices(list(_openvino_devices()), PROVIDERS[provider].options(settings))
             return ort.InferenceSession(path, options)
         session = ort.InferenceSession(path, options, providers=chain(provider, settings, available_providers()))

@@ -75,6 +75,7 @@ def test_weights_beside_the_graph_are_found(folder: Path) -> None:
         (BUILT_IN[1:], True, ("cuda", "openvino_ep", "cpu")),
         ([*BUILT_IN, "NvTensorRTRTXExecutionProvider"], False, ("tensorrt", "tensorrt_rtx", "cuda", "cpu")),
         (BUILT_IN, False, ("tensorrt", "cuda", "cpu")),
+        (["OpenVINOExecutionProvider", "CPUExecutionProvider"], False, ("openvino_ep", "cpu")),
     ],
 )
 def test_providers_are_listed_with_the_preferred_one_first(
