@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,14 +48,12 @@ class Checkpoint:
 
     Attributes:
         folder: of the configuration, as diffusers has it, and of the weights unless those are in one file.
-        weights: the single file of weights.
-        scratch: what keeps the configuration of a single file on disk as long as this lives.
+        weights: the single file of weights; then the folder lasts as long as this object.
     """
 
     folder: Path
     name: str
     weights: Path | None = None
-    scratch: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def open(cls, location: str, architecture: str | None = None, tokenizer: str | None = None) -> Checkpoint:
@@ -71,10 +71,10 @@ class Checkpoint:
         if path.is_file():
             from export.single_file import write_folder
 
-            scratch = tempfile.TemporaryDirectory(prefix="aquatint-")
-            write_folder(path, Path(scratch.name), architecture, tokenizer)
-            name = f"{local.parent.name}/{local.stem}"
-            checkpoint = cls(Path(scratch.name), name, path, scratch)
+            scratch = Path(tempfile.mkdtemp(prefix="aquatint-"))
+            checkpoint = cls(scratch, f"{local.parent.name}/{local.stem}", path)
+            weakref.finalize(checkpoint, shutil.rmtree, scratch, ignore_errors=True)
+            write_folder(path, scratch, architecture, tokenizer)
         elif path.is_dir():
             checkpoint = cls(path, f"{local.parent.name}/{local.name}")
         else:

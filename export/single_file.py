@@ -106,35 +106,26 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def load_part(file: Path, folder: Path, part: str, kind: Any, dtype: torch.dtype) -> tuple[torch.nn.Module, list[str]]:
-    """A network of a single file, and the names of the weights that the file lacks.
+def load_part(file: Path, folder: Path, part: str, kind: Any, dtype: torch.dtype) -> Any:
+    """A network of a single file.
 
     Args:
         folder: of the configuration, as `write_folder` wrote it.
         part: folder of the network inside it.
         kind: diffusers' or transformers' class.
+
+    Raises:
+        CheckpointError: the file lacks some of its weights.
     """
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
-    weights = _read(file)
-    if part.startswith("text_encoder"):
-        network = create_diffusers_clip_model_from_ldm(
-            kind,
-            checkpoint=weights,
-            subfolder=part,
-            config=_pretrained(folder),
-            torch_dtype=dtype,
-            local_files_only=True,
-        )
-    else:
-        network = kind.from_single_file(weights, config=str(folder / part), torch_dtype=dtype, local_files_only=True)
-    # diffusers leaves weights that the file lacks without values.
-    missing = [name for name, value in network.state_dict().items() if value.is_meta]
-    return network, missing
-
-
-def _pretrained(folder: Path) -> dict[str, str]:
-    return {"pretrained_model_name_or_path": str(folder)}
+    weights, options = _read(file), {"torch_dtype": dtype, "local_files_only": True}
+    try:
+        if part.startswith("text_encoder"):
+            return create_diffusers_clip_model_from_ldm(kind, weights, part, config=str(folder), **options)
+        return kind.from_single_file(weights, config=str(folder / part), **options)
+    except NotImplementedError as error:  # diffusers leaves such weights on the meta device, and cannot move them
+        raise CheckpointError(f"{file} lacks weights of the {part or 'ControlNet'}; download it again") from error
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
