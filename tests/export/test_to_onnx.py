@@ -14,6 +14,7 @@ from torch import nn
 from engines.catalog import SIDE_MULTIPLE, components_of
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.ort_runner import OrtRunner
+from engines.precision import PrecisionPlan
 from engines.providers import Settings
 from export import to_onnx
 from export.checkpoint import Checkpoint
@@ -112,7 +113,7 @@ def test_the_vae_encoder_gives_the_mean_and_the_variance_of_a_picture(
 @pytest.mark.parametrize("name", TOLERANCES)
 def test_graphs_have_the_tensors_of_the_component(exported: Exported, tiny_export: Path, name: str) -> None:
     graph = onnx.load(tiny_export / f"{name}.onnx", load_external_data=False)
-    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", OPSET)]
+    assert [(entry.domain, entry.version) for entry in graph.opset_import] == [("", OPSET["fp32"])]
     kinds = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT32: "int32"}
     component = exported.components[name]
     for ours, theirs in ((component.inputs, graph.graph.input), (component.outputs, graph.graph.output)):
@@ -166,7 +167,7 @@ def test_large_weights_lie_beside_the_graph(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(to_onnx, "EXTERNAL_DATA_BYTES", limit)
     inputs = (TensorSpec("image", "float32", ("rows", 3, "8*height", "8*width")),)
     outputs = (TensorSpec("shifted", "float32", ("rows", 3, "8*height", "8*width")),)
-    export_onnx(Shift(), inputs, outputs, tmp_path / "shift.onnx")
+    export_onnx(Shift(), inputs, outputs, tmp_path / "shift.onnx", PrecisionPlan("fp32"))
     assert (tmp_path / "shift.onnx.data").exists() is (limit == 0)
     runner = OrtRunner(Component("shift", "shift.onnx", inputs, outputs), tmp_path, "cpu", Settings(threads=1))
     image = np.ones((1, 3, 64, 128), np.float32)
