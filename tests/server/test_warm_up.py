@@ -49,7 +49,7 @@ def test_without_measurements_calls_take_no_time() -> None:
 
 def clock(monkeypatch: pytest.MonkeyPatch, runner: FakeRunner, seconds: float) -> None:
     """Time passes in calls of `runner` only, the same in each."""
-    monkeypatch.setattr(warm_up.time, "perf_counter", lambda: len(runner.calls) * seconds)
+    monkeypatch.setattr("time.perf_counter", lambda: len(runner.calls) * seconds)
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(0.5, 3), (3.0, 1)])
