@@ -25,7 +25,7 @@ from server.errors import StartupError
 from server.installation import SHARED_MEMORY_BYTES, STUB, find_installation
 from server.ports import Ports, free_ports
 from server.process_group import Process, die_with_parent, kill_group, members
-from server.repository import ROOT, deployed_models, write_repository
+from server.repository import COMPONENT_MODELS, ROOT, deployed_models, write_repository
 from server.schedule import TrainedSchedule
 from server.tokenizer import PromptTokenizer
 
@@ -36,6 +36,7 @@ MODELS_FOLDER = "models"
 # Beside the repository: the launcher asks the stream to drain, the stream says when it has.
 DRAIN_FILE, DRAINED_FILE = "drain", "drained"
 SHARED_MEMORY = Path("/dev/shm")
+SERVED = (("sd1", "text_to_image"), ("sd2", "text_to_image"))
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0
 STOP_SECONDS = 40.0
@@ -266,9 +267,10 @@ def check_deployment(config: ServerConfig) -> PipelineSpec:
     Raises:
         EngineError: an exported file is missing or damaged.
         ScheduleError: the checkpoint's schedule is not supported.
-        StartupError: there is too little shared memory.
+        StartupError: the checkpoint is of a kind that is not served, or there is too little shared memory.
     """
     spec = PipelineSpec.read(config.model)
+    _check_kind(spec)
     if config.provider != FAKE:
         spec.verify(config.model)
     if config.backend != "python":
@@ -277,6 +279,20 @@ def check_deployment(config: ServerConfig) -> PipelineSpec:
     PromptTokenizer(config.model / spec.tokenizer, spec.context_length)
     _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
     return spec
+
+
+def _check_kind(spec: PipelineSpec) -> None:
+    """Raises StartupError where requests could not be answered with these components."""
+    if (spec.family, spec.task) not in SERVED:
+        families = " and ".join(family for family, _ in SERVED)
+        raise StartupError(
+            f"{spec.checkpoint} is an {spec.family} checkpoint for {spec.task}; "
+            f"launch an export of one for text_to_image of {families}"
+        )
+    if missing := [name for name in COMPONENT_MODELS if name not in spec.components]:
+        raise StartupError(f"{spec.checkpoint} was exported without {', '.join(missing)}; export every component")
+    if any(tensor.name == "mid_residual" for tensor in spec.component("unet").inputs):
+        raise StartupError(f"{spec.checkpoint} was exported for a ControlNet; export it without --controlnet")
 
 
 def _check_shared_memory(needed: int) -> None:

@@ -60,8 +60,18 @@ def pipeline_spec() -> PipelineSpec:
     )
 
 
-def test_resolve_takes_numbers_symbols_and_multiples() -> None:
-    assert [resolve(dim, {"height": 24}) for dim in (7, "height", "8*height")] == [7, 24, 192]
+def test_parts_of_a_symbol_are_bound_and_checked() -> None:
+    residual = TensorSpec("residual", "float32", ("rows", 8, "height/4", "width/4"))
+    component = Component("controlled", "controlled.onnx", (LATENT, residual), (LATENT,))
+    feeds = {"latent": np.zeros((2, 4, 16, 24), np.float32), "residual": np.zeros((2, 8, 4, 6), np.float32)}
+    assert component.bind(feeds) == {"rows": 2, "height": 16, "width": 24}
+    assert Component("r", "r.onnx", (residual,), (LATENT,)).bind({"residual": feeds["residual"]})["width"] == 24
+    with pytest.raises(FeedError, match="its dimension 'height/4' must be 4 here"):
+        component.bind({**feeds, "residual": np.zeros((2, 8, 5, 6), np.float32)})
+
+
+def test_resolve_takes_numbers_symbols_multiples_and_parts() -> None:
+    assert [resolve(dim, {"height": 24}) for dim in (7, "height", "8*height", "height/4")] == [7, 24, 192, 6]
 
 
 def test_resolve_raises_on_a_symbol_without_size() -> None:

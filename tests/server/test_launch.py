@@ -40,6 +40,35 @@ def test_a_backend_that_this_tritonserver_lacks_is_told_with_the_remedy(fake_exp
         check_deployment(ServerConfig(model=fake_export, provider="fake", backend=backend))
 
 
+@pytest.mark.parametrize(
+    ("family", "task"), [("sd1", "inpainting"), ("sdxl", "text_to_image"), ("controlnet", "control")]
+)
+def test_another_kind_of_checkpoint_is_told(copy: Path, family: str, task: str) -> None:
+    content = json.loads((copy / PIPELINE_FILE).read_text())
+    (copy / PIPELINE_FILE).write_text(json.dumps({**content, "family": family, "task": task}))
+    with pytest.raises(
+        StartupError, match=f"is an {family} checkpoint for {task}; launch an export of one for text_to"
+    ):
+        check_deployment(ServerConfig(model=copy, provider="fake"))
+
+
+def test_components_that_were_not_exported_are_told(copy: Path) -> None:
+    content = json.loads((copy / PIPELINE_FILE).read_text())
+    del content["components"]["vae_decoder"]
+    (copy / PIPELINE_FILE).write_text(json.dumps(content))
+    with pytest.raises(StartupError, match="was exported without vae_decoder; export every component"):
+        check_deployment(ServerConfig(model=copy, provider="fake"))
+
+
+def test_a_unet_that_takes_residuals_is_told(copy: Path) -> None:
+    content = json.loads((copy / PIPELINE_FILE).read_text())
+    residual = {"name": "mid_residual", "dtype": "float32", "shape": ["rows", 8, "height/8", "width/8"]}
+    content["components"]["unet"]["inputs"].append(residual)
+    (copy / PIPELINE_FILE).write_text(json.dumps(content))
+    with pytest.raises(StartupError, match="was exported for a ControlNet; export it without --controlnet"):
+        check_deployment(ServerConfig(model=copy, provider="fake"))
+
+
 def test_missing_onnx_file_is_told(fake_export: Path) -> None:
     with pytest.raises(ArtefactError, match=r"text_encoder\.onnx does not exist; run `python -m export` again"):
         check_deployment(ServerConfig(model=fake_export, provider="cpu"))
