@@ -36,7 +36,7 @@ from server.triton_io import (
     traceparent,
     values,
 )
-from server.warm_up import first_call
+from server.warm_up import rehearse
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class ComponentModel:
         config = deployment(args)
         spec = PipelineSpec.read(config.model)
         self._runner = open_component(spec.component(args["model_name"]), config, spec)
-        first_call(self._runner, spec)
+        rehearse(self._runner, spec)
         settle()
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:

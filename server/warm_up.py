@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engines.catalog import SIDE_MULTIPLE
 from engines.component import Arrays, PipelineSpec
 from engines.runner import Runner
 from server.config import ServerConfig
@@ -18,6 +19,7 @@ REPEATS = 2
 # seconds are predicted in proportion, and corrected by every call that serves somebody.
 LONG_SECONDS = 2.0
 BUDGET_SECONDS = 5.0
+FOR_ANY_SIZE = ("cpu", "openvino", "openvino_ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,18 @@ def _curve(unet: Runner, spec: PipelineSpec, sizes: Sequence[int]) -> tuple[tupl
         if not measured or time.perf_counter() < end:
             measured.append((rows, first_call(unet, spec, rows)))
     return tuple(measured)
+
+
+def rehearse(runner: Runner, spec: PipelineSpec) -> None:
+    """Make a component's first call where nobody asks how long it takes.
+
+    Providers of a CPU prepare the weights in it, whatever the size; those of a GPU the size that will come.
+    """
+    if runner.provider in FOR_ANY_SIZE:
+        smallest = {"rows": 1, "height": SIDE_MULTIPLE, "width": SIDE_MULTIPLE, "tokens": spec.context_length}
+        runner.infer(runner.component.zeros(smallest))
+    else:
+        first_call(runner, spec)
 
 
 def first_call(runner: Runner, spec: PipelineSpec, rows: int = 1) -> float:

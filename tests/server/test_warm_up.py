@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +13,7 @@ from engines.runner import FakeRunner
 from server import warm_up
 from server.config import ServerConfig
 from server.pipeline import open_pipeline
-from server.warm_up import Curves, first_call
+from server.warm_up import Curves, first_call, rehearse
 
 POINTS = ((2, 0.01), (16, 0.04))
 
@@ -73,3 +75,21 @@ def test_sizes_are_measured_as_long_as_there_is_time(
     assert isinstance(unet, FakeRunner)
     clock(monkeypatch, unet, seconds)
     assert warm_up.warm_up(pipeline, config).step_seconds == tuple((size, seconds) for size in rows)
+
+
+@pytest.mark.parametrize(("provider", "sizes"), [("openvino", [(8, 8)]), ("tensorrt", [(16, 16)] * 3)])
+def test_a_cpu_rehearses_in_small(
+    fake_export: Path, monkeypatch: pytest.MonkeyPatch, provider: str, sizes: list[tuple[int, int]]
+) -> None:
+    spec = replace(PipelineSpec.read(fake_export), resolutions=((128, 128),))
+    runner = FakeRunner(spec.component("vae_decoder"))
+    seen: list[tuple[int, int]] = []
+
+    def infer(feeds: Any) -> dict[str, Any]:
+        seen.append(feeds["latent"].shape[2:])
+        return {}
+
+    monkeypatch.setattr(runner, "provider", provider)
+    monkeypatch.setattr(runner, "infer", infer)
+    rehearse(runner, spec)
+    assert seen == sizes
