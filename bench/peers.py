@@ -22,7 +22,7 @@ from engines.providers import Settings, default_cache, openvino_precision
 from engines.runner import available, open_runner
 
 UNET = "unet"
-WARM_UP = 2
+WARM_UP = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
