@@ -5,6 +5,8 @@
     * ParityError      the exported graph computes something else than torch
 """
 
+from pathlib import Path
+
 
 class ExportError(Exception):
     """The export stopped; the text says why and what to do."""
@@ -16,3 +18,10 @@ class CheckpointError(ExportError):
 
 class ParityError(ExportError):
     """An exported component that differs from torch by more than its limit."""
+
+
+def unwritable(folder: Path, error: OSError) -> ExportError:
+    """What to say when files cannot be written into a folder."""
+    return ExportError(
+        f"{folder} cannot be written ({error.strerror or error}); give another --out, or make room there"
+    )

@@ -16,7 +16,7 @@ from engines.catalog import COMPONENTS, SIDE_MULTIPLE, Side, components_of
 from engines.component import GREY, PIPELINE_FILE, Component, PipelineSpec, Precision, file_sha256, folder_sha256
 from engines.errors import ArtefactError
 from export.checkpoint import Checkpoint
-from export.errors import ExportError
+from export.errors import ExportError, unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -142,9 +142,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, options: Options) ->
         spec = _export(checkpoint, unfinished, key, options, missing, kept)
         _publish(unfinished, folder, spec)
     except OSError as error:
-        raise ExportError(
-            f"{folder} cannot be written ({error.strerror or error}); give another --out, or make room there"
-        ) from error
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
         if not was_there and folder.is_dir() and not any(folder.iterdir()):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from export.architectures import ARCHITECTURES, Part
 from export.checkpoint import INDEX_FILE, NETWORK_FILE
 from export.configuration import SOURCE_KEY, network_of, write_configuration
-from export.errors import ExportError
+from export.errors import ExportError, unwritable
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def write_random_checkpoint(name: str, folder: Path, seed: int) -> None:
     """The named architecture as a diffusers folder; nothing is done when it is there with the same seed.
 
     Raises:
-        ExportError: the folder holds something else.
+        ExportError: the folder holds something else, or cannot be written.
     """
     source = f"{name}, seed {seed}"
     marks = [folder / file for file in (INDEX_FILE, NETWORK_FILE)]
@@ -54,6 +54,8 @@ def write_random_checkpoint(name: str, folder: Path, seed: int) -> None:
         if folder.exists():
             folder.rmdir()
         unfinished.rename(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

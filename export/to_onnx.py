@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,18 +63,30 @@ def _dynamic_shapes(specs: tuple[TensorSpec, ...]) -> dict[str, dict[int, Any]]:
     return shapes
 
 
+def _silent(stage: str) -> None:
+    """Nobody is told of the stages."""
+
+
 def export_onnx(
-    network: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], path: Path, plan: PrecisionPlan
+    network: nn.Module,
+    inputs: tuple[TensorSpec, ...],
+    outputs: tuple[TensorSpec, ...],
+    path: Path,
+    plan: PrecisionPlan,
+    stage: Callable[[str], None] = _silent,
 ) -> Mapping[str, int]:
     """Write `path`, `path.data` beside it when the weights are large, and `<name>.weights.json`: see `engines.refit`.
 
     Args:
         network: wrapped, in `plan.dtype`.
+        stage: is told when `trace`, `precision` and `save` begin.
 
     Returns:
         By island of the plan, how many nodes compute in fp32.
     """
+    stage("trace")
     program = _trace(network, inputs, outputs)
+    stage("precision")
     model = program.model
     # Before anything infers types: what is traced at the older opset has no bf16 there.
     convert_version(model, OPSET[plan.dtype])
@@ -87,6 +99,7 @@ def export_onnx(
         for key in set(node.metadata_props) - {SCOPES}:
             del node.metadata_props[key]
     size = sum(p.numel() * p.element_size() for p in network.parameters())
+    stage("save")
     program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
     refit_map(model, path.stem, network.state_dict()).write(path.with_suffix(".weights.json"))
     return raised

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 # Libraries whose advice to their own developers would bury what the export says.
 TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir", "httpx", "transformers", "diffusers")
-STAGES = ("load", "trace", "save", "reference", "compare")
+STAGES = ("load", "trace", "precision", "save", "reference", "compare")
 
 
 class Progress:
@@ -69,8 +69,7 @@ def trace_component(
     try:
         progress.stage("load")
         network = load_component(checkpoint, name, plan.dtype)
-        progress.stage("trace")
-        export_onnx(network, inputs, outputs, path, plan)
+        export_onnx(network, inputs, outputs, path, plan, progress.stage)
         progress.written = written = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
         progress.stage("reference")
         component = Component(name, path.name, inputs, outputs, plan.dtype, file_sha256(path))

@@ -43,7 +43,7 @@ def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Instead of tracing and comparing, copy what was traced before. Gives the names of what was traced."""
     names: list[str] = []
 
-    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
+    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any, stage: Any) -> None:
         names.append(path.stem)
         shutil.copyfile(tiny_export / path.name, path)
 
@@ -238,7 +238,7 @@ def test_an_export_that_fails_leaves_what_was_there(
     monkeypatch: pytest.MonkeyPatch,
     error: BaseException,
 ) -> None:
-    def stop_at_unet(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
+    def stop_at_unet(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any, stage: Any) -> None:
         path.write_bytes(b"half of something")
         if path.stem == "unet":
             raise error

@@ -13,7 +13,10 @@ import pytest
 from engines.component import PipelineSpec
 from export import trace
 from export.__main__ import main, parser
+from export.architectures import ARCHITECTURES
+from export.checkpoint import Checkpoint
 from export.errors import ParityError
+from tests.small_architectures import small
 
 ROOT = Path(__file__).resolve().parents[2]
 FIGURES = ("max_abs", "mean_abs", "max_scaled", "limit")
@@ -29,7 +32,7 @@ def folder(tiny_checkpoint: Path, tmp_path: Path) -> Path:
 def traced(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Instead of tracing and comparing, copy what was traced before."""
 
-    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any) -> None:
+    def copy(network: Any, inputs: Any, outputs: Any, path: Path, plan: Any, stage: Any) -> None:
         shutil.copyfile(tiny_export / path.name, path)
 
     monkeypatch.setattr(trace, "export_onnx", copy)
@@ -188,3 +191,49 @@ def test_help_needs_no_torch() -> None:
     program = "import sys; from export.__main__ import parser; parser().format_help(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_random_weights_alone_write_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(ARCHITECTURES, "controlnet-sd15", small("controlnet-sd15"))
+    for _ in range(2):
+        assert main(["--random-weights", "controlnet-sd15", "--seed", "7", "--out", str(tmp_path / "c")]) == 0
+        assert capsys.readouterr().out == (
+            f"{tmp_path / 'c'}: controlnet-sd15 with random weights; its pictures are noise\n"
+        )
+    assert Checkpoint.open(str(tmp_path / "c")).family == "controlnet"
+    assert main(["--random-weights", "controlnet-sd15", "--out", str(tmp_path / "c")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert (
+        line == f"export: {tmp_path / 'c'} exists and is not controlnet-sd15, seed 0; remove it, or give another --out"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--random-weights", "controlnet-sd15"], ["CHECKPOINT", "--resolution", "64"]])
+def test_a_place_that_cannot_be_written_ends_with_code_1(
+    tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    given = [str(tiny_checkpoint) if word == "CHECKPOINT" else word for word in arguments]
+    assert main([*given, "--out", "/proc/self/nowhere/out"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        "export: /proc/self/nowhere/out cannot be written (No such file or directory); "
+        "give another --out, or make room there"
+    )
+
+
+def test_a_full_disk_ends_with_code_1_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Files of this process may not grow beyond 100 kB, as though that were the room left."""
+    program = (
+        "import resource, sys; from export.__main__ import main; "
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, str(tiny_checkpoint), "--out", str(tmp_path / "export")]
+    options = ["--component", "text_encoder", "--resolution", "64"]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        f"export: {tmp_path / 'export'} cannot be written (File too large); give another --out, or make room there"
+    )
+    assert not (tmp_path / "export").exists()

@@ -137,7 +137,7 @@ def test_a_checkpoint_that_fails_half_way_is_not_there(tmp_path: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(random_weights, "_draw", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(ExportError, match=r"c cannot be written \(No space left on device\); give another --out"):
         write_random_checkpoint("controlnet-sd15", tmp_path / "c", 0)
     assert list(tmp_path.iterdir()) == []
 
