@@ -48,7 +48,8 @@ def load_network(checkpoint: Checkpoint, part: str, precision: Precision) -> Any
         if checkpoint.weights:
             from export.single_file import load_part
 
-            network, missing = load_part(place, checkpoint.folder, part, kind, dtype_of(precision)), []
+            missing: list[str] = []
+            network = load_part(place, checkpoint.folder, part, kind, dtype_of(precision))
         else:
             network, report = kind.from_pretrained(
                 place, torch_dtype=dtype_of(precision), variant=_variant(place), output_loading_info=True

@@ -37,6 +37,14 @@ SIGNATURES: dict[tuple[int, int], tuple[str, ...]] = {
     (1280, 4): ("sdxl-refiner",),
 }
 CONTROL_SIGNATURES = {768: "controlnet-sd15", 2048: "controlnet-sdxl"}
+# Of the weights of each part: the file is several times as large as one network.
+PREFIXES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.", "vae."),
+    "text_encoder": ("cond_stage_model.", "conditioner."),
+    "text_encoder_2": ("conditioner.",),
+    "": ("",),
+}
 HEADER_LIMIT = 100 << 20
 
 
@@ -119,7 +127,7 @@ def load_part(file: Path, folder: Path, part: str, kind: Any, dtype: torch.dtype
     """
     from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
 
-    weights, options = _read(file), {"torch_dtype": dtype, "local_files_only": True}
+    weights, options = _read(file, PREFIXES[part]), {"torch_dtype": dtype, "local_files_only": True}
     try:
         if part.startswith("text_encoder"):
             return create_diffusers_clip_model_from_ldm(kind, weights, part, config=str(folder), **options)
@@ -128,12 +136,13 @@ def load_part(file: Path, folder: Path, part: str, kind: Any, dtype: torch.dtype
         raise CheckpointError(f"{file} lacks weights of the {part or 'ControlNet'}; download it again") from error
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def _read(file: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    if file.suffix != ".safetensors":
+        return {name: value for name, value in _read_pickle(file).items() if name.startswith(prefixes)}
+    from safetensors import safe_open
 
-        return load_file(file)
-    return _read_pickle(file)
+    with safe_open(file, "pt") as stored:
+        return {name: stored.get_tensor(name) for name in stored.keys() if name.startswith(prefixes)}  # noqa: SIM118
 
 
 def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
