@@ -57,7 +57,7 @@ ATTENTION = Island(
     "products of Stable Diffusion 2's queries and keys exceed fp16",
 )
 RESIZE = Island("resize", ("*",), ("Resize",), "TensorRT has no Resize in bf16")
-WHOLE = Island("whole", ("*",), (), "its activations exceed fp16")
+WHOLE = Island("whole", ("*",), (), "its values leave the range of fp16")
 
 # By component; the others have no island.
 ISLANDS = {
@@ -66,9 +66,9 @@ ISLANDS = {
     "vae_encoder": (STATISTICS,),
     "vae_decoder": (STATISTICS,),
 }
-# (family, component): these have more in fp16. SDXL's VAE gives NaN there, the upscaler's breaks as well, and the depth
-# estimator normalises its own weights.
+# By (family, component), in fp16. Stable Diffusion 2 computes attention in fp32 itself (`upcast_attention`).
 OVERFLOWING = {("sd2", "unet")}
+# SDXL's VAE gives NaN in fp16, the upscaler's breaks as well, and the depth estimator normalises its own weights.
 WHOLLY_FP32 = {
     *((family, vae) for family in ("sdxl", "sdxl_refiner", "x4") for vae in ("vae_encoder", "vae_decoder")),
     ("sd2", "depth_estimator"),

@@ -17,8 +17,10 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from engines.component import Arrays, Component, PipelineSpec, TensorSpec
-from engines.errors import EngineError
+from engines.catalog import SIDE_MULTIPLE
+from engines.component import Arrays, Component, PipelineSpec, TensorSpec, file_sha256
+from engines.errors import ArtefactError, EngineError
+from engines.precision import plan_for
 from engines.runner import open_runner
 from export.errors import ExportError
 from export.rounding import borders, constant, emulate, island_of
@@ -49,7 +51,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The readings of one island, up to the first factor that breaks the graph without it."""
+    """The readings of one island, up to the first factor without finite values where it is left out."""
 
     component: str
     island: str
@@ -79,7 +81,7 @@ def probe(component: Component, folder: Path, island: str, side: int = 8) -> Fin
     without: list[float] = []
     for outputs in _outputs(component, folder, feeds, island, FACTORS, drowned=island):
         without.append(_difference(component, outputs, exact[len(without)]))
-        if without[-1] > LIMIT:
+        if not np.isfinite(without[-1]):
             break
     factors = FACTORS[: len(without)]
     with_island = [
@@ -203,10 +205,10 @@ def _difference(component: Component, ours: Arrays, exact: Arrays) -> float:
     return worst
 
 
-def table(finding: Finding) -> str:
-    """For people."""
+def table(finding: Finding, reason: str) -> str:
+    """For people, with what the plan says is the island's reason."""
     lines = [
-        f"{finding.component}, island {finding.island}",
+        f"{finding.component}, island {finding.island}: {reason}",
         f"{'factor':>8} {'peak':>10} {'without it':>12} {'with it':>10}   (largest difference, in standard deviations)",
     ]
     for r in finding.readings:
@@ -222,19 +224,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--side", type=int, default=8, help="of the latents; default: 8")
     options = parser.parse_args(arguments)
     try:
-        component = PipelineSpec.read(options.folder).component(options.component)
-        found = islands(component, options.folder)
-        unknown = sorted(set(options.island or ()) - set(found))
-        if not found:
-            raise ExportError(f"{component.name} has no islands; export it with --precision fp16 or bf16")
-        if unknown:
-            raise ExportError(f"{component.name} has the islands {', '.join(found)}, not {', '.join(unknown)}")
-        findings = [probe(component, options.folder, name, options.side) for name in options.island or found]
+        findings = list(_report(options.folder, options.component, options.island, options.side))
     except (EngineError, ExportError) as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n\n".join(map(table, findings)))
     return 0 if all(finding.holds for finding in findings) else 1
+
+
+def _report(folder: Path, name: str, asked: list[str] | None, side: int) -> Iterator[Finding]:
+    """Probe the islands that are asked for, or all, and print each table as it is found."""
+    spec = PipelineSpec.read(folder)
+    component = spec.component(name)
+    path = folder / component.file
+    if not path.is_file() or file_sha256(path) != component.sha256:
+        raise ArtefactError(f"{path} is missing or damaged; run `python -m export` again")
+    if side < SIDE_MULTIPLE or side % SIDE_MULTIPLE:
+        raise ExportError(f"latents of {side}x{side} do not fit; give --side a multiple of {SIDE_MULTIPLE}")
+    found = islands(component, folder)
+    if not found:
+        raise ExportError(f"{name} has no islands; export it with --precision fp16 or bf16")
+    if unknown := sorted(set(asked or ()) - set(found)):
+        raise ExportError(f"{name} has the islands {', '.join(found)}, not {', '.join(unknown)}")
+    # What is an island as a whole says fp32 of itself.
+    plan = plan_for(spec.family, name, "bf16" if component.precision == "bf16" else "fp16")
+    reasons = {island.name: island.reason for island in plan.islands}
+    for island in asked or found:
+        finding = probe(component, folder, island, side)
+        print(table(finding, reasons.get(island, "as exported")), flush=True)
+        yield finding
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ DOORS = {
     # Counting a graph's operations needs its shapes.
     "onnx": ("export/", "bench/flops.py", "tests/"),
     "onnxscript": ("export/",),
-    "onnx_ir": ("export/",),
+    "onnx_ir": ("export/", "tests/"),
     "tokenizers": ("export/", "server/tokenizer.py", "tests/"),
     "tensorrt": ("engines/compilers.py", "tests/"),
     "tensorrt_rtx": ("engines/compilers.py", "tests/"),
