@@ -17,7 +17,7 @@ from export.checkpoint import Checkpoint
 from export.errors import CheckpointError
 from export.random_weights import write_random_checkpoint
 from export.single_file import detect, shapes_of
-from tests.small_architectures import small
+from tests.small_architectures import WIDTH, small
 
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 CROSS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
@@ -37,6 +37,16 @@ UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+OPENCLIP = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers.": "transformer.resblocks.",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.": "attn.",
+    "final_ln_": "ln_final",
 }
 VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
 
@@ -84,7 +94,7 @@ def renamed(name: str, places: Iterator[tuple[str, str]], leaves: dict[str, str]
 
 
 def original_names(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of a Stable Diffusion 1 checkpoint under the names of the original training code."""
+    """The weights of a checkpoint under the names of the original training code."""
     weights = {}
     for name, value in load_file(folder / "unet/diffusion_pytorch_model.safetensors").items():
         leaves = RESNET if ".resnets." in name else {}
@@ -94,19 +104,41 @@ def original_names(folder: Path) -> dict[str, torch.Tensor]:
         new = renamed(name, vae_places(), VAE_ATTENTION if attention else {"conv_shortcut": "nin_shortcut"})
         convolution = attention and value.ndim == 2
         weights["first_stage_model." + new] = value[:, :, None, None].clone() if convolution else value
-    for name, value in load_file(folder / "text_encoder/model.safetensors").items():
-        weights["cond_stage_model.transformer." + name] = value
-    return weights
+    text = load_file(folder / "text_encoder/model.safetensors")
+    return weights | (openclip_names(text) if folder.name == "sd21" else clip_names(text))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A narrow Stable Diffusion 1.5 as diffusers has it; the architecture stays narrow for the module."""
+def clip_names(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"cond_stage_model.transformer." + name: value for name, value in text.items()}
+
+
+def openclip_names(text: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenCLIP keeps queries, keys and values in one tensor, and has a projection that Stable Diffusion 2 ignores."""
+    weights = {"text_projection": torch.zeros(WIDTH, WIDTH)}
+    for name, value in text.items():
+        if any(f".{letter}_proj." in name for letter in "qkv"):
+            continue
+        new = name.removeprefix("text_model.")
+        for theirs, original in OPENCLIP.items():
+            new = new.replace(theirs, original)
+        weights[new] = value
+    for layer in range(3):
+        for leaf in ("weight", "bias"):
+            place = f"text_model.encoder.layers.{layer}.self_attn"
+            parts = [text[f"{place}.{letter}_proj.{leaf}"] for letter in "qkv"]
+            weights[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat(parts)
+    return {"cond_stage_model.model." + name: value for name, value in weights.items()}
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A narrow Stable Diffusion 1 or 2 as diffusers has it; the architecture stays narrow meanwhile."""
+    name = str(request.param)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(ARCHITECTURES, "sd15", small("sd15"))
-        patched.setitem(single_file.SIGNATURES, (32, 4), ("sd15",))
-        made = tmp_path_factory.mktemp("single") / "sd15"
-        write_random_checkpoint("sd15", made, 0)
+        patched.setitem(ARCHITECTURES, name, small(name))
+        patched.setitem(single_file.SIGNATURES, (WIDTH, 4), (name,))
+        made = tmp_path_factory.mktemp("single") / name
+        write_random_checkpoint(name, made, 0)
         yield made
 
 
@@ -297,6 +329,6 @@ def test_a_folder_that_is_no_tokenizer_is_refused(file: Path, tmp_path: Path) ->
 
 
 def test_the_architecture_may_be_said(file: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ARCHITECTURES, "sd14", small("sd15"))
+    monkeypatch.setitem(ARCHITECTURES, "sd14", small("sd14"))
     monkeypatch.setattr(single_file, "shapes_of", None)
     assert Checkpoint.open(str(file), "sd14", str(folder / "tokenizer")).family == "sd1"
