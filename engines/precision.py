@@ -38,7 +38,7 @@ class PrecisionPlan:
 
 TIME = Island(
     "time_embedding",
-    ("network.*time_proj/*", "network.*time_embedding*", "network.add_embedding*", "network.class_embedding*"),
+    ("network.*time_proj/*", "network.*time_embedding*", "network.add_embedding*"),
     (),
     "the angles of the sinusoid reach 999, where neighbours in half precision lie half a radian apart",
 )

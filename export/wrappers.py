@@ -91,7 +91,7 @@ class Unet(Wrapped):
             timestep,
             encoder_hidden_states.to(dtype),
             class_labels=None if class_labels is None else class_labels.long(),
-            added_cond_kwargs=_added(text_embeds, time_ids, dtype),
+            added_cond_kwargs=_added(text_embeds, time_ids),
             down_block_additional_residuals=tuple(r.to(dtype) for r in residuals if r is not None) or None,
             mid_block_additional_residual=None if mid_residual is None else mid_residual.to(dtype),
             return_dict=False,
@@ -118,20 +118,19 @@ class ControlNet(Wrapped):
             timestep,
             encoder_hidden_states.to(dtype),
             controlnet_cond.to(dtype),
-            added_cond_kwargs=_added(text_embeds, time_ids, dtype),
+            added_cond_kwargs=_added(text_embeds, time_ids),
             return_dict=False,
         )
         factor = conditioning_scale.reshape(-1, 1, 1, 1)
         return tuple(residual.float() * factor for residual in (*down, middle))
 
 
-def _added(
-    text_embeds: torch.Tensor | None, time_ids: torch.Tensor | None, dtype: torch.dtype
-) -> dict[str, torch.Tensor] | None:
-    """Sizes stay in fp32: fp16 has no integers above 2048, and their sinusoids are taken in fp32."""
+def _added(text_embeds: torch.Tensor | None, time_ids: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+    """In fp32 until the network lowers them together: fp16 has no integers above 2048, sinusoids of sizes are taken in
+    fp32, and the tracer joins two types to a graph that has none."""
     if text_embeds is None or time_ids is None:
         return None
-    return {"text_embeds": text_embeds.to(dtype), "time_ids": time_ids}
+    return {"text_embeds": text_embeds, "time_ids": time_ids}
 
 
 class VaeEncoder(Wrapped):

@@ -6,13 +6,15 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from diffusers import UNet2DConditionModel
 
-from engines.component import Component, Precision
-from engines.precision import Island, PrecisionPlan
+from engines.component import Component, Precision, TensorSpec
+from engines.precision import Island, PrecisionPlan, plan_for
 from engines.runner import open_runner
 from export.graph import SCOPES, apply_plan, scope
 from export.rounding import island_of
-from export.to_onnx import example_inputs
+from export.to_onnx import example_inputs, export_onnx
+from export.wrappers import Unet
 
 Unets = dict[Precision, tuple[Component, Path]]
 HALF, FLOAT = ir.DataType.FLOAT16, ir.DataType.FLOAT
@@ -96,6 +98,37 @@ def test_islands_cost_no_accuracy(unets: Unets) -> None:
 def test_a_resize_in_bf16_is_raised(unets: Unets) -> None:
     resizes = [node for node in graph_of(unets, "bf16") if node.op_type == "Resize"]
     assert {island_of(node) for node in resizes} == {"resize"}
+
+
+def test_sdxls_conditions_are_joined_in_one_type(tmp_path: Path) -> None:
+    """The sinusoids of sizes are fp32, and the tracer would join them to fp16 as they are."""
+    network = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(8,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        mid_block_type=None,
+        norm_num_groups=4,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=16 + 6 * 8,
+    )
+    sample = TensorSpec("sample", "float32", ("rows", 4, "height", "width"))
+    inputs = (
+        sample,
+        TensorSpec("timestep", "float32", ("rows",)),
+        TensorSpec("encoder_hidden_states", "float32", ("rows", "tokens", 8)),
+        TensorSpec("text_embeds", "float32", ("rows", 16)),
+        TensorSpec("time_ids", "float32", ("rows", 6)),
+    )
+    plan, path = plan_for("sdxl", "unet", "fp16"), tmp_path / "unet.onnx"
+    raised = export_onnx(
+        Unet(network.half().eval()), inputs, (TensorSpec("out_sample", "float32", sample.shape),), path, plan
+    )
+    onnx.checker.check_model(str(path), full_check=True)
+    # Two sinusoids of eight nodes, two embeddings of four.
+    assert raised["time_embedding"] == 24
 
 
 def value(name: str, dtype: ir.DataType = HALF) -> ir.Value:
