@@ -40,6 +40,7 @@ SOURCES = (
     "engines/catalog.py",
     "engines/component.py",
     "engines/precision.py",
+    "engines/refit.py",
 )
 
 
