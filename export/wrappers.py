@@ -126,8 +126,7 @@ class ControlNet(Wrapped):
 
 
 def _added(text_embeds: torch.Tensor | None, time_ids: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
-    """In fp32 until the network lowers them together: fp16 has no integers above 2048, sinusoids of sizes are taken in
-    fp32, and the tracer joins two types to a graph that has none."""
+    """In fp32: fp16 has no integers above 2048, and the prompt is joined to sinusoids of the sizes, which are fp32."""
     if text_embeds is None or time_ids is None:
         return None
     return {"text_embeds": text_embeds, "time_ids": time_ids}
