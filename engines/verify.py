@@ -100,6 +100,8 @@ def run_components(spec: PipelineSpec, case: Case, names: list[str], opened: Ope
             latent = denoise(runner, spec, case, context(spec, texts))
         if latent is not None and name == "vae_decoder":
             found.picture = decode(runner, spec, latent)
+        # Else its weights would stay until those of the next are loaded.
+        del runner
     return found
 
 
