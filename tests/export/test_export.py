@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -83,7 +84,10 @@ def test_pipeline_json_says_everything_about_the_checkpoint(checkpoint: Checkpoi
     assert spec.schedule["_class_name"] == "DDIMScheduler"
     assert (spec.schedule["beta_start"], spec.schedule["beta_end"]) == (0.00085, 0.012)
     assert spec.schedule["steps_offset"] == 1
-    assert spec.preview == preview_projection(checkpoint)
+    again = preview_projection(checkpoint)
+    # Computed in another process, where sums may be added up in another order.
+    assert np.allclose(spec.preview.matrix, again.matrix, rtol=1e-3, atol=1e-4)
+    assert np.allclose(spec.preview.bias, again.bias, rtol=1e-3, atol=1e-4)
 
 
 def test_pipeline_json_lists_components_that_passed_and_are_there(checkpoint: Checkpoint, tiny_export: Path) -> None:
