@@ -24,8 +24,6 @@ from engines.providers import DEFAULTS, PREFERENCE, PROVIDERS, Settings, chain, 
 logger = logging.getLogger(__name__)
 
 OPENVINO_EP = "openvino_ep"
-# What takes plans, by the compiler that made them.
-PLAN_PROVIDERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt_rtx"}
 # ONNX Runtime reports a bad file and a bad provider by the same exceptions; only their texts differ.
 SIGNS_OF_DAMAGE = (
     "invalid_protobuf", "protobuf parsing failed", "no graph was found", "external data", "external initializer",

@@ -6,7 +6,9 @@ CPU's properties, at docs.openvino.ai (CPU device). No option names a precision 
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from engines.profiles import Profile, ShapeRange
+
+logger = logging.getLogger(__name__)
 
 Options: TypeAlias = dict[str, str]
 
@@ -48,10 +52,19 @@ class Settings:
 DEFAULTS = Settings()
 
 
-def default_cache() -> Path:
-    """Where compiled components are kept unless told otherwise: `aquatint` in the user's cache folder."""
+def default_cache() -> Path | None:
+    """Where compiled components are kept unless told otherwise: `aquatint` in the user's cache folder.
+
+    None where nothing can be written there, as in a container without a home: then each start compiles.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "aquatint"
+    folder = (Path(base) if base else Path.home() / ".cache") / "aquatint"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK | os.X_OK):
+        return folder
+    logger.warning("%s cannot be written to, so each start compiles; set XDG_CACHE_HOME to a folder that can", folder)
+    return None
 
 
 def cpu_has_bf16(flags: str | None = None) -> bool:
@@ -183,7 +196,7 @@ PROVIDERS: Mapping[str, Provider] = {
     "openvino_ep": Provider("OpenVINOExecutionProvider", _openvino, ("cpu",)),
     "cpu": Provider("CPUExecutionProvider"),
 }
-# OpenVINO by itself, without ONNX Runtime around it: any x86 or ARM CPU, and bounds on shapes for each size.
+# OpenVINO by itself, without ONNX Runtime around it: any x86 or ARM CPU.
 OPENVINO = "openvino"
 PREFERENCE = ("tensorrt", "tensorrt_rtx", "cuda", OPENVINO, "openvino_ep", "cpu")
 

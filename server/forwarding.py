@@ -107,17 +107,20 @@ class Forwarder:
                 _hang_up(self._connection)
 
     def _read(self, connection: Connection[Any, Any]) -> None:
-        with contextlib.suppress(EOFError, OSError):
-            while True:
-                answer: Answer = connection.recv()
-                with self._lock:
-                    self._open.discard(answer.number)
-                self._answered(answer)
-        with self._lock:
-            lost, self._open, self._connection = self._open, set(), None
-        for number in lost:
-            self._answered(Failed(number, _gone()))
-        connection.close()
+        try:
+            with contextlib.suppress(EOFError, OSError):
+                while True:
+                    answer: Answer = connection.recv()
+                    with self._lock:
+                        self._open.discard(answer.number)
+                    self._answered(answer)
+        finally:
+            # Whatever ended it, those who wait must be answered.
+            with self._lock:
+                lost, self._open, self._connection = self._open, set(), None
+            for number in lost:
+                self._answered(Failed(number, _gone()))
+            connection.close()
 
 
 class Submit(Protocol):
@@ -180,17 +183,18 @@ class Receiver:
     def _serve(self, face: Connection[Any, Any]) -> None:
         """Take one face's requests until it goes."""
         replies: dict[int, Reply] = {}
-        with face, self._faces[face] as outbox:
-            with contextlib.suppress(EOFError, OSError):
+        try:
+            with face, self._faces[face] as outbox, contextlib.suppress(EOFError, OSError):
                 while True:
                     message: Asked | Left = face.recv()
                     if isinstance(message, Asked):
                         self._take(message, ForwardedSink(message.number, face, outbox, replies), replies)
                     elif (reply := replies.get(message.number)) is not None:
                         self._left(reply)
+        finally:
             for reply in list(replies.values()):
                 self._left(reply)
-        del self._faces[face]
+            del self._faces[face]
 
     def _take(self, asked: Asked, sink: ForwardedSink, replies: dict[int, Reply]) -> None:
         try:
@@ -241,9 +245,13 @@ class ForwardedSink:
             self._outbox.submit(self._deliver, answer)
 
     def _deliver(self, answer: Answer) -> None:
-        # The face has gone, and its clients with it.
-        with contextlib.suppress(OSError):
+        try:
             self._face.send(answer)
+        except OSError:
+            logger.debug("the face has gone, and its clients with it")
+        except Exception as error:  # what cannot be written must be answered all the same
+            logger.exception("an answer could not be written")
+            self._send(Failed(self._number, ServerError(f"the answer could not be written: {error}")))
 
 
 def _hang_up(connection: Connection[Any, Any]) -> None:

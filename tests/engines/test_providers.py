@@ -112,12 +112,21 @@ def test_openvino_is_told_its_threads_its_cores_and_its_cache() -> None:
     assert (asked["INFERENCE_NUM_THREADS"], asked["CACHE_DIR"]) == ("6", "/cache/openvino")
 
 
-def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_cache() == Path("/somewhere/aquatint")
+def test_the_cache_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "somewhere"))
+    assert default_cache() == tmp_path / "somewhere" / "aquatint"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/someone")
-    assert default_cache() == Path("/home/someone/.cache/aquatint")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_cache() == tmp_path / ".cache" / "aquatint"
+
+
+def test_without_a_place_for_it_there_is_no_cache(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert default_cache() is None
+    assert "set XDG_CACHE_HOME to a folder that can" in caplog.text
 
 
 def test_a_session_is_kept_with_its_engine_beside_it() -> None:

@@ -119,6 +119,17 @@ def test_a_bug_answers_its_own_request_and_no_other(desk: Desk, face: Face) -> N
     assert face.answer().number == 1
 
 
+def test_an_answer_that_cannot_be_written_is_an_error_and_the_next_is_not(desk: Desk, face: Face) -> None:
+    face.ask(1)
+    desk.asked.get(timeout=5)[1].finish([], {"a function": lambda: None})
+    unwritten = face.answer()
+    assert isinstance(unwritten, Failed)
+    assert (unwritten.number, type(unwritten.error)) == (1, ServerError)
+    face.ask(2)
+    desk.asked.get(timeout=5)[1].finish([b"2"], {})
+    assert face.answer() == Images(2, [b"2"], {})
+
+
 @pytest.mark.parametrize("way", ["answer at once", "answer early"])
 def test_what_is_answered_while_it_is_taken_in(desk: Desk, face: Face, way: str) -> None:
     face.ask(1, do=[way])
@@ -204,11 +215,14 @@ def test_many_threads_may_ask_at_once(desk: Desk, face: Face) -> None:
 
 
 def test_a_face_that_does_not_read_holds_up_nobody(desk: Desk, receiver: Receiver, tmp_path: Path) -> None:
-    stuck, quick = Face(tmp_path / "sock"), Face(tmp_path / "sock")
     release = threading.Event()
-    stuck.forwarder = Forwarder(tmp_path / "sock", lambda answer: no_matter(release.wait(10)))
+
+    def hold(answer: Answer) -> None:
+        release.wait(10)
+
+    stuck, quick = Forwarder(tmp_path / "sock", hold), Face(tmp_path / "sock")
     for number in range(8):
-        stuck.ask(number)
+        stuck.ask(Asked(number, {}, "", None))
     begun = time.monotonic()
     for _ in range(8):
         desk.asked.get(timeout=5)[1].finish([bytes(4_000_000)], {})
@@ -217,12 +231,8 @@ def test_a_face_that_does_not_read_holds_up_nobody(desk: Desk, receiver: Receive
     assert quick.answer().number == 1
     assert time.monotonic() - begun < 5
     release.set()
-    stuck.forwarder.close()
+    stuck.close()
     quick.forwarder.close()
-
-
-def no_matter(value: object) -> None:
-    """For callbacks that give what nobody takes."""
 
 
 def test_a_path_too_long_for_a_socket_is_told(desk: Desk, tmp_path: Path) -> None:
