@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, goodput, host, latency, offline, online, peers, placement, quality, samplers, soak
+from bench import demo, goodput, host, latency, offline, online, peers, picture, placement, quality, samplers, soak
 from bench.report import report
 from engines.errors import EngineError
 from server.errors import ServerError
@@ -19,6 +19,7 @@ PROGRAMS = {
     "latency": (latency, "what the server adds, and how soon it reacts to cancellations, overload and deadlines"),
     "placement": (placement, "what components cost as Triton models of their own"),
     "offline": (offline, "how long each component takes, over rows and sizes, and how much of the machine that is"),
+    "picture": (picture, "a whole picture through Triton, over the engine calls that it is made of"),
     "peers": (peers, "the UNet against OpenVINO by itself, torch and diffusers, on the same weights"),
     "soak": (soak, "thousands of requests with cancellations and kills: nothing lost, nothing leaked"),
     "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),

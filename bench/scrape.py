@@ -39,9 +39,9 @@ def read_metrics(url: str) -> dict[str, float]:
     return parse_metrics(text)
 
 
-def total(samples: Samples, name: str) -> float:
-    """Of all series of one of our metrics, named without the prefix."""
-    full = METRIC_BY_NAME[name].full_name
+def total(samples: Samples, name: str, suffix: str = "") -> float:
+    """Of all series of one of our metrics, named without the prefix; a histogram has a `_sum` and a `_count`."""
+    full = METRIC_BY_NAME[name].full_name + suffix
     return sum(value for series, value in samples.items() if series.partition("{")[0] == full)
 
 
