@@ -14,6 +14,7 @@ import numpy.typing as npt
 from engines.component import Component, PipelineSpec
 from engines.native import resolution_models
 from engines.runner import FAKE, FakeRunner, Runner, open_plans, open_runner
+from server.blend import Blend
 from server.conditioning import Condition, Text, conditions, wordings
 from server.config import ServerConfig
 from server.errors import InvalidRequest, ScheduleError
@@ -31,6 +32,8 @@ from server.table import Table
 from server.tokenizer import PromptTokenizer
 from server.variation import VariationNoise
 
+Array: TypeAlias = npt.NDArray[np.float32]
+
 TABLES_KEPT = 256
 MAX_STEPS = 500
 # Texts of one request: each costs a run of the text encoder.
@@ -47,12 +50,20 @@ class Work:
     Attributes:
         conditions: one per call.
         reserved: rows that any of its calls takes at most.
+        start: (c, h, w), the first latent, noised already; without it, it is drawn.
+        extra: (channels, h, w), what follows the latent in the UNet's input, in all rows and calls.
+        label: class label of its rows, the noise level of an upscaler.
+        blend: what it keeps of a latent that it repaints, where the UNet knows no mask.
     """
 
     table: Table
     noise: Noise
     conditions: tuple[Condition, ...]
     reserved: int
+    start: Array | None = None
+    extra: Array | None = None
+    label: int | None = None
+    blend: Blend | None = None
 
     @property
     def tokens(self) -> int:
