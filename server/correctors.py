@@ -87,7 +87,8 @@ def _solved(matrix: list[list[float]], right: list[float]) -> list[float]:
 def sa(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
     """Stochastic Adams, algorithm 1 of Xue et al. (2023), predictor and corrector of order two, as in diffusers.
 
-    It predicts the clean latent; noise is drawn after every call, also where tau = 0 leaves none of it.
+    It predicts the clean latent; noise is drawn after every call, also where tau = 0 leaves none of it. A known
+    region has the level that it walks on; that of diffusers 0.42.1 has its timestep's, which sigma schedules round.
     """
     past: list[tuple[Linear, Level]] = []
     predicted, expected, last_tau = x, Linear({}), 0.0

@@ -98,7 +98,10 @@ def dpm2_ancestral(trace: Trace, x: Linear, steps: list[Step], trained: TrainedS
 def _midpoint_step(
     trace: Trace, x: Linear, trained: TrainedSchedule, t: float, sigma: float, target: float, eta: float
 ) -> Linear:
-    """The middle is geometric: halfway in log sigma."""
+    """The middle is geometric: halfway in log sigma.
+
+    A known region has the middle's noise there; diffusers 0.42.1 has brought it to the level of the step's end by then.
+    """
     x, clean = _clean(trace, x, sigma, t)
     d = (x - clean) / sigma
     if target == 0:
@@ -111,7 +114,11 @@ def _midpoint_step(
 
 
 def lms(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 4) -> Linear:
-    """Linear multistep (Adams-Bashforth with uneven steps), as in k-diffusion; keeps derivatives."""
+    """Linear multistep (Adams-Bashforth with uneven steps), as in k-diffusion; keeps derivatives.
+
+    The first steps are of lower order wherever the walk begins; diffusers 0.42.1 begins image-to-image with the
+    coefficients of up to four derivatives where it has one, and ends short of the data's scale.
+    """
     derivatives: list[Linear] = []
     sigmas: list[float] = []
     for t, sigma, target in _sigmas(steps):
@@ -175,15 +182,19 @@ def dpmpp_sde(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedu
     return x
 
 
-def dpm_fast(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 0.0) -> Linear:
+def dpm_fast(
+    trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, eta: float = 0.0, skipped: int = 0
+) -> Linear:
     """DPM-Solver-fast, algorithm 3 of Lu et al. (2022a), as in k-diffusion: blocks of three calls, fewer at the end.
 
-    Blocks are even in log sigma over all trained levels; the end is the lowest of these, not the clean latent.
+    Blocks are even in log sigma over all trained levels, or from the first step's level where some were `skipped`, as
+    AUTOMATIC1111 has them; the end is the lowest of these, not the clean latent.
     """
     n = len(steps)
     blocks = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
     low = float(trained.sigmas[0])
-    sigmas = exponential(float(trained.sigmas[-1]), low, len(blocks) + 1).tolist()
+    high = steps[0].level.ratio if skipped else float(trained.sigmas[-1])
+    sigmas = exponential(high, low, len(blocks) + 1).tolist()
     for calls, (sigma, target) in zip(blocks, pairwise(sigmas), strict=True):
         down = max(low, ancestral(sigma, target, eta)[0])
         x = _fast_block(trace, x, trained, sigma, down, calls)

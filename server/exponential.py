@@ -30,19 +30,22 @@ def dpmpp(
     order: int = 2,
     sde: bool = False,
     heun: bool = False,
+    skipped: int = 0,
 ) -> Linear:
     """DPM-Solver++ multistep, algorithm 2 of Lu et al. (2022b), and its SDE form; lower order at both ends.
 
     Second order is the midpoint form, or with `heun` the form of their appendix. The third order of the SDE has
-    k-diffusion's last coefficient, which vanishes with the step; diffusers 0.42.1 has one that does not.
+    k-diffusion's last coefficient, which vanishes with the step; diffusers 0.42.1 has one that does not. Whether steps
+    are few is judged with those that were `skipped`, as diffusers does.
     """
     past: list[tuple[Linear, Level]] = []
     n = len(steps)
+    few = skipped + n < FEW_STEPS
     for i, step in enumerate(steps):
         x, clean = trace.clean(x, step.level, step.timestep)
         past = [(clean, step.level), *past][:order]
         allowed = len(past)
-        if n - i <= 2 and n < FEW_STEPS:
+        if n - i <= 2 and few:
             allowed = min(allowed, n - i)
         if i == n - 1 and step.target.sigma == 0:
             allowed = 1
@@ -83,10 +86,16 @@ def dpmpp_singlestep(
     *,
     order: int = 2,
     heun: bool = False,
+    skipped: int = 0,
 ) -> Linear:
-    """DPM-Solver++ singlestep, algorithm 1 of Lu et al. (2022b): each block of calls starts from one latent."""
+    """DPM-Solver++ singlestep, algorithm 1 of Lu et al. (2022b): each block of calls starts from one latent.
+
+    Blocks lie where they would if no steps were `skipped`; one that is entered in its middle counts from there.
+    """
     start, past = x, list[tuple[Linear, Level]]()
-    for step, calls in zip(steps, _orders(len(steps), order, steps[-1].target.sigma == 0), strict=True):
+    orders = _orders(skipped + len(steps), order, steps[-1].target.sigma == 0)[skipped:]
+    for i, step in enumerate(steps):
+        calls = min(orders[i], i + 1)
         x, clean = trace.clean(x, step.level, step.timestep)
         if calls == 1:
             start, past = x, []
@@ -122,14 +131,17 @@ def _singlestep(start: Linear, past: list[tuple[Linear, Level]], target: Level, 
     return x + first * (target.alpha * rise) - second * (target.alpha * (rise / h - 0.5))
 
 
-def deis(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 2) -> Linear:
+def deis(
+    trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, order: int = 2, skipped: int = 0
+) -> Linear:
     """DEIS with log-rho polynomials (tAB), Zhang and Chen (2022): the noise is extrapolated in log sigma."""
     past: list[tuple[Linear, float]] = []
     n = len(steps)
+    few = skipped + n < FEW_STEPS
     for i, step in enumerate(steps):
         x, noise = trace.epsilon(x, step.level, step.timestep)
         past = [(noise, step.level.ratio), *past][:order]
-        allowed = min(len(past), n - i) if n - i <= 2 and n < FEW_STEPS else len(past)
+        allowed = min(len(past), n - i) if n - i <= 2 and few else len(past)
         if step.target.sigma == 0:
             allowed = 1
         following = x / step.level.alpha

@@ -33,6 +33,7 @@ class Choice:
         final: `zero` or `sigma_min`; None leaves it to the checkpoint, then to the sampler.
         timesteps: listed by the client, descending.
         sigmas: listed by the client, descending, without the final one.
+        strength: of image-to-image, over 0 and at most 1: the part of the steps that is walked, the last ones.
     """
 
     kind: str | None = None
@@ -42,6 +43,7 @@ class Choice:
     final: str | None = None
     timesteps: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

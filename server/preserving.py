@@ -49,18 +49,20 @@ def ddpm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -
     return x
 
 
-def pndm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+def pndm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule, *, skipped: int = 0) -> Linear:
     """Pseudo linear multistep, Liu et al. (2022), without Runge-Kutta steps: A1111's PLMS.
 
     The first step is made twice, the second time with the mean of the outputs at both ends, so there are n + 1
-    calls. Raw network outputs are averaged, as diffusers does.
+    calls. Raw network outputs are averaged, as diffusers does. Where steps were `skipped` it begins in the same way;
+    diffusers 0.42.1 counts the call made twice among the skipped ones, so that it begins a step too early and then
+    tells the network a level below the latent's.
     """
     outputs: list[Linear] = []
     for i, step in enumerate(steps):
         x, raw = trace.raw(x, step.level, step.timestep)
         outputs = [raw, *outputs][: len(BASHFORTH)]
         if i == 0 and len(steps) > 1:
-            x = _pndm_start(trace, x, raw, steps, trained)
+            x = _pndm_start(trace, x, raw, steps, trained, trained.length // (skipped + len(steps)))
             continue
         weights = BASHFORTH[len(outputs) - 1]
         mean = Linear.weighted(zip(outputs, weights, strict=True))
@@ -68,15 +70,18 @@ def pndm(trace: Trace, x: Linear, steps: list[Step], trained: TrainedSchedule) -
     return x
 
 
-def _pndm_start(trace: Trace, x: Linear, raw: Linear, steps: list[Step], trained: TrainedSchedule) -> Linear:
+def _pndm_start(
+    trace: Trace, x: Linear, raw: Linear, steps: list[Step], trained: TrainedSchedule, stride: int
+) -> Linear:
     """The first step, made again from where it began with the mean of two outputs.
 
-    Where timesteps are not `length // steps` apart, diffusers takes the second step to begin that much before its end.
+    Where timesteps are not `stride` (`length // steps`) apart, diffusers takes the second step to begin that much
+    before its end.
     """
     second = int(steps[1].timestep)
-    level = trained.level(min(second + trained.length // len(steps), trained.length - 1))
+    level = trained.level(min(second + stride, trained.length - 1))
     reached = _ddim_step(trace, x, raw, steps[0].level, steps[0].target)
-    _, ahead = trace.raw(reached, steps[0].target, float(second))
+    _, ahead = trace.raw(reached, steps[0].target, float(second), told=steps[1].level)
     return _ddim_step(trace, x, (raw + ahead) / 2, level, steps[1].level)
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from server import correctors, exploding, exponential, preserving
 from server.errors import ScheduleError
 from server.levels import (
@@ -40,6 +42,7 @@ class Method:
         rule: of its levels, where they are interpolated; None on trained timesteps.
         options: the request's fields that it heeds, with their defaults.
         heeds_kind: whether sigma schedules apply.
+        heeds_start: whether `sample` is told how many steps were `skipped` before its first.
     """
 
     sample: Callable[..., Linear]
@@ -48,14 +51,17 @@ class Method:
     exploding: bool = False
     options: dict[str, float] = field(default_factory=dict)
     heeds_kind: bool = True
+    heeds_start: bool = False
 
 
 def _exploding(sample: Callable[..., Linear], rule: Rule = EULER, **options: float) -> Method:
     return Method(sample, partial(interpolated_steps, rule=rule), rule, True, options)
 
 
-def _exponential(sample: Callable[..., Linear], rule: Rule = DPM, **options: float) -> Method:
-    return Method(sample, partial(interpolated_steps, rule=rule), rule, False, options)
+def _exponential(
+    sample: Callable[..., Linear], rule: Rule = DPM, *, heeds_start: bool = True, **options: float
+) -> Method:
+    return Method(sample, partial(interpolated_steps, rule=rule), rule, False, options, heeds_start=heeds_start)
 
 
 def _distilled(trained: TrainedSchedule, choice: Choice) -> list[Step]:
@@ -77,7 +83,7 @@ METHODS: dict[str, Method] = {
     "lms": _exploding(exploding.lms, HEUN, solver_order=4),
     "dpmpp_2s_ancestral": _exploding(exploding.dpmpp_2s_ancestral, HEUN, eta=1.0),
     "dpmpp_sde": _exploding(exploding.dpmpp_sde, HEUN, eta=1.0),
-    "dpm_fast": _exploding(exploding.dpm_fast, SINGLESTEP, eta=0.0),
+    "dpm_fast": replace(_exploding(exploding.dpm_fast, SINGLESTEP, eta=0.0), heeds_start=True),
     "restart": _exploding(exploding.restart, HEUN),
     "dpmpp_2m": _exponential(exponential.dpmpp),
     "dpmpp_3m": _exponential(partial(exponential.dpmpp, order=3)),
@@ -86,12 +92,12 @@ METHODS: dict[str, Method] = {
     "dpmpp_3m_sde": _exponential(partial(exponential.dpmpp, sde=True, order=3)),
     "dpmpp_singlestep": _exponential(exponential.dpmpp_singlestep, SINGLESTEP, solver_order=2),
     "deis": _exponential(exponential.deis, DEIS, solver_order=2),
-    "unipc": _exponential(correctors.unipc, UNIPC, solver_order=2),
-    "unipc_bh1": _exponential(partial(correctors.unipc, bh1=True), UNIPC, solver_order=2),
-    "sa": _exponential(correctors.sa, DEIS),
+    "unipc": _exponential(correctors.unipc, UNIPC, heeds_start=False, solver_order=2),
+    "unipc_bh1": _exponential(partial(correctors.unipc, bh1=True), UNIPC, heeds_start=False, solver_order=2),
+    "sa": _exponential(correctors.sa, DEIS, heeds_start=False),
     "ddim": Method(preserving.ddim, trained_steps, options={"eta": 0.0}),
     "ddpm": Method(preserving.ddpm, trained_steps, heeds_kind=False),
-    "pndm": Method(preserving.pndm, partial(trained_steps, to_one=False), heeds_kind=False),
+    "pndm": Method(preserving.pndm, partial(trained_steps, to_one=False), heeds_kind=False, heeds_start=True),
     "lcm": Method(preserving.lcm, _distilled),
     "tcd": Method(preserving.tcd, _distilled, options={"eta": 0.3}),
 }
@@ -104,7 +110,7 @@ def sampler_table(
 
     Args:
         name: a key of `METHODS`.
-        choice: of levels.
+        choice: of levels; with less than full strength the table starts late, and its sampler with no past.
         eta: how much of the noise is fresh, 0 to 1; None means the sampler's own.
         solver_order: None means the sampler's own.
 
@@ -125,9 +131,12 @@ def _table(name: str, choice: Choice, trained: TrainedSchedule, given: dict[str,
     options = {key: default if given[key] is None else given[key] for key, default in method.options.items()}
     if "solver_order" in options:
         options["order"] = options.pop("solver_order")
+    skipped = skipped_steps(len(steps), choice.strength)
+    if method.heeds_start:
+        options["skipped"] = skipped
 
     def sample(trace: Trace, x: Linear) -> Linear:
-        return method.sample(trace, x, steps, trained, **options)
+        return method.sample(trace, x, steps[skipped:], trained, **options)
 
     return compile_table(sample, trained.prediction_type, _initial_scale(method, steps, choice, trained))
 
@@ -141,3 +150,32 @@ def _initial_scale(method: Method, steps: list[Step], choice: Choice, trained: T
     if not method.rule.fixed_spacing:
         spacing = choice.spacing or trained.spacing or spacing
     return sigma if spacing in ("linspace", "trailing") else math.hypot(sigma, 1)
+
+
+def skipped_steps(steps: int, strength: float) -> int:
+    """How many of the steps image-to-image leaves out at the start, as diffusers' `get_timesteps` counts them.
+
+    Raises:
+        ScheduleError: none would be left.
+    """
+    if strength >= 1:
+        return 0
+    walked = int(steps * _as_written(strength))
+    if walked < 1:
+        # Rounded up to four places: also 49 * (1 / 49) is less than 1.
+        least = math.ceil(10_000 / steps) / 10_000
+        raise ScheduleError(
+            f"strength is {strength:.7g}, which leaves none of {steps} steps to walk; from {least:g} on it leaves one: "
+            "raise strength, or the number of steps"
+        )
+    return steps - walked
+
+
+def _as_written(strength: float) -> float:
+    """The number that the client wrote.
+
+    A request has its strength in float32, where 0.7 is 0.699999988 and would leave 6 of 10 steps, not the 7 that it
+    leaves diffusers, which has it in float64. So what is a float32 stands for the shortest decimal that rounds to it.
+    """
+    single = np.float32(strength)
+    return float(str(single)) if float(single) == strength else strength

@@ -4,6 +4,7 @@ network input    c_in * x                at timestep t
 kept output      h = u * x + v * m       (m: the guided network output; h: the clean latent, the noise, or m itself)
 next latent      x' = a * x + a1 * x_prev + b . (h_0, h_1, h_2, h_3) + n * noise
 clean latent     p * x + q * m           (the estimate after this call, which previews show)
+noised picture   alpha * z + sigma * e   (a clean latent z brought to the level of this call with noise e: `levels`)
 
 A sampler may use older latents, outputs and noise than a job keeps: a line that once used them is solved for them.
 """
@@ -11,7 +12,7 @@ A sampler may use older latents, outputs and noise than a job keeps: a line that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -32,6 +33,8 @@ COLUMN = {"x": A, "h": B, "noise": N}
 NOTHING = (0.0,) * (P - A)
 # For how many calls, the present one included, a job has each.
 MEMORY = {"x": 2, "h": HISTORY, "noise": 1}
+# (alpha, sigma) of a result.
+CLEAN = (1.0, 0.0)
 
 
 class TraceError(ValueError):
@@ -110,6 +113,8 @@ class Trace:
     def __init__(self, prediction_type: str) -> None:
         self.lines: list[list[float]] = []
         self.drawn: set[int] = set()
+        self.levels: list[tuple[float, float]] = []
+        self.recalls = False
         self._prediction_type = prediction_type
         self._written: list[dict[Symbol, float]] = []
 
@@ -122,9 +127,15 @@ class Trace:
         u, v = self._to_clean(level)
         return self._call(x, level, timestep, (1 - level.alpha * u) / level.sigma, -level.alpha * v / level.sigma)
 
-    def raw(self, x: Linear, level: Level, timestep: float) -> tuple[Linear, Linear]:
-        """As `clean`, but gives and keeps the network's output itself."""
-        return self._call(x, level, timestep, 0.0, 1.0)
+    def raw(self, x: Linear, level: Level, timestep: float, told: Level | None = None) -> tuple[Linear, Linear]:
+        """As `clean`, but gives and keeps the network's output itself.
+
+        `told` is the level of the timestep that the network is told, where x is only near to it.
+        """
+        named = self._call(x, level, timestep, 0.0, 1.0)
+        if told:
+            self.levels[-1] = (told.alpha, told.sigma)
+        return named
 
     def to_clean(self, x: Linear, raw: Linear, level: Level) -> Linear:
         """The clean latent that a raw output, or an average of several, says is in x."""
@@ -159,6 +170,7 @@ class Trace:
         call = len(self.lines)
         c_in = 1 / math.hypot(level.alpha, level.sigma)
         self.lines.append([timestep, c_in, u, v, *NOTHING, *self._to_clean(level)])
+        self.levels.append((level.alpha, level.sigma))
         return Linear({("x", call): 1.0}), Linear({("h", call): 1.0})
 
     def _close(self, x: Linear) -> None:
@@ -178,6 +190,7 @@ class Trace:
             old = [symbol for symbol in terms if last - symbol[1] >= MEMORY[symbol[0]]]
             if not old:
                 return terms
+            self.recalls = True
             oldest = min(old, key=lambda symbol: symbol[1])
             factor = terms.pop(oldest)
             x = Linear.weighted([(Linear(terms), 1.0), (self._recall(oldest), factor)])
@@ -207,27 +220,52 @@ class Table:
         initial_scale: standard deviation of the first latent.
         draws: whether each call is followed by a draw from the job's generator.
         moves: (calls, len(COLUMNS) + 4) float32: the lines, and what is added to them.
+        levels: (calls + 1, 2) float32, read-only: (alpha, sigma) of the latent that each call is made at, in the
+            sampler's own frame, and of the result, (1, 0). `levels[0]` makes a picture's first latent of it and
+            noise; `levels[i + 1]` makes what a known region holds after call i.
+        recalls: whether a line reads back what a job no longer keeps from a latent that it led to. If that latent was
+            changed meanwhile, the line goes on as if the change had been there all along.
     """
 
     lines: npt.NDArray[np.float32]
     initial_scale: float
     draws: tuple[bool, ...]
     moves: npt.NDArray[np.float32]
+    levels: npt.NDArray[np.float32]
+    recalls: bool
 
     @classmethod
-    def of(cls, lines: npt.NDArray[np.float64], initial_scale: float, drawn: Collection[int]) -> Table:
-        """A table of these lines; `drawn` has the calls that a draw follows."""
-        calls = range(len(lines))
-        fused = np.stack([lines[:, A] + lines[:, B] * lines[:, U], lines[:, B] * lines[:, V]], axis=1)
-        older = lines[:, [A1, B + 1, B + 2, B + 3]] != 0
-        later = np.concatenate([older, np.zeros((HISTORY, older.shape[1]), np.bool_)])
-        keeps_x = later[1 : 1 + len(lines), 0]
-        keeps_h = np.any([later[age : age + len(lines), age] for age in range(1, HISTORY)], axis=0)
+    def of(
+        cls,
+        lines: npt.NDArray[np.float64],
+        initial_scale: float,
+        drawn: Collection[int],
+        *,
+        levels: Sequence[tuple[float, float]] = (),
+        recalls: bool = False,
+    ) -> Table:
+        """A table of these lines.
+
+        Args:
+            drawn: the calls that a draw follows.
+            levels: (alpha, sigma) of each call; where none are given, no call has noise in its latent.
+        """
+        calls = len(lines)
+        older = np.zeros((calls + HISTORY, HISTORY), np.bool_)
+        older[:calls] = lines[:, [A1, B + 1, B + 2, B + 3]] != 0
+        moves = np.empty((calls, len(COLUMNS) + 4), np.float32)
+        moves[:, : len(COLUMNS)] = lines
+        moves[:, FUSED_X] = lines[:, A] + lines[:, B] * lines[:, U]
+        moves[:, FUSED_M] = lines[:, B] * lines[:, V]
+        moves[:, KEEPS_X] = older[1 : 1 + calls, 0]
+        moves[:, KEEPS_H] = older[1 : 1 + calls, 1] | older[2 : 2 + calls, 2] | older[3 : 3 + calls, 3]
         return cls(
-            lines=_frozen(lines),
+            lines=_frozen(lines.astype(np.float32)),
             initial_scale=initial_scale,
-            draws=tuple(call in drawn for call in calls),
-            moves=_frozen(np.concatenate([lines, fused, np.stack([keeps_x, keeps_h], axis=1)], axis=1)),
+            draws=tuple(call in drawn for call in range(calls)),
+            moves=_frozen(moves),
+            levels=_frozen(np.array([*(levels or [CLEAN] * calls), CLEAN], np.float32)),
+            recalls=recalls,
         )
 
     @property
@@ -246,10 +284,9 @@ def compile_table(sampler: Sampler, prediction_type: str, initial_scale: float) 
     lines = trace.finish(sampler(trace, Linear({("x", 0): 1.0})))
     if not np.isfinite(lines).all():
         raise TraceError("a coefficient is not finite")
-    return Table.of(lines, float(initial_scale), trace.drawn)
+    return Table.of(lines, float(initial_scale), trace.drawn, levels=trace.levels, recalls=trace.recalls)
 
 
-def _frozen(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
-    frozen = values.astype(np.float32)
-    frozen.setflags(write=False)
-    return frozen
+def _frozen(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    values.setflags(write=False)
+    return values
