@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Array: TypeAlias = npt.NDArray[np.float32]
 
 # The lines of a slot: the mask in every channel, then (1 - mask) * clean and (1 - mask) * noise.
-MASK, CLEAN, NOISE = 0, 1, 2
+MASK, KNOWN, KNOWN_NOISE = 0, 1, 2
 PARTS = 3
 NO_LINES: Array = np.zeros((0, PARTS, 0), np.float32)
 NO_LEVELS: Array = np.zeros((0, 2), np.float32)
@@ -58,9 +58,6 @@ class Blends:
         self._shape = shape
         self._slots: set[int] = set()
 
-    def __contains__(self, slot: int) -> bool:
-        return slot in self._slots
-
     def join(self, slot: int, blend: Blend) -> None:
         """Keep a copy of what the job of a slot blends with."""
         if not self._slots:
@@ -69,8 +66,8 @@ class Blends:
         line = self.lines[slot, :, :size].reshape(PARTS, *self._shape)
         kept = np.float32(1) - blend.mask
         line[MASK] = blend.mask
-        line[CLEAN] = kept * blend.clean
-        line[NOISE] = kept * blend.noise
+        line[KNOWN] = kept * blend.clean
+        line[KNOWN_NOISE] = kept * blend.noise
         self._slots.add(slot)
 
     def leave(self, slot: int, last: int) -> None:
@@ -82,6 +79,9 @@ class Blends:
             self._slots.add(slot)
         if not self._slots:
             self.lines = NO_LINES
+
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._slots
 
     def levels(self, jobs: Sequence[Job], steps: npt.NDArray[np.int64]) -> Array:
         """What the kept latents of these jobs are noised to after these calls.

@@ -1,4 +1,4 @@
-"""The two passes over a batch's latents between UNet calls, compiled: each reads and writes memory once.
+"""The passes over a batch's latents between UNet calls, compiled: each reads and writes memory once.
 
 numpy would make a pass for every term of the sum. Blocks are small enough for the first-level cache, and arithmetic is
 single precision in a fixed order for each row alone, so that a row's bits do not depend on its company.
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, types
 
+from server.blend import KNOWN, KNOWN_NOISE, MASK
 from server.table import A1, FUSED_M, FUSED_X, HISTORY, KEEPS_H, KEEPS_X, B, N, U, V
 
 # What a job keeps: its latent, the one before, its outputs (that of call s at H + s % HISTORY) and fresh noise.
@@ -34,10 +35,12 @@ _integers = types.Array(types.int64, 1, "C")
 def gather(state: Any, slots: Any, owners: Any, order: Any, c_in: Any, sample: Any) -> None:
     """The UNet's latents: sample[row] = c_in[job] * its latent for job = owners[row]; zeros for a job of -1.
 
-    Rows are written in this order: those of a job one after the other, while its latent is in the cache.
+    What follows a latent in its row is left as it is. Rows are written in this order: those of a job one after the
+    other, while its latent is in the cache.
     """
+    size = state.shape[2] - GAP
     for row in order:
-        target, job = sample[row], owners[row]
+        target, job = sample[row, :size], owners[row]
         if job < 0:
             target[:] = 0
             continue
@@ -115,8 +118,21 @@ def _add(target: Any, source: Any, start: int, factor: Any) -> None:
             target[k] += block[k] * factor
 
 
+@njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _blend(target: Any, values: Any, lines: Any, start: Any, alpha: Any, sigma: Any) -> None:
+    """One block of `values` where the mask has it repainted, of the known latent at this level where it has not."""
+    length = len(target)
+    mask = lines[MASK, start : start + length]
+    clean = lines[KNOWN, start : start + length]
+    noise = lines[KNOWN_NOISE, start : start + length]
+    for k in range(length):
+        # Nothing is added where nothing should be: not even the sign of a zero changes, and no infinity counts.
+        known = clean[k] * alpha + noise[k] * sigma if sigma != 0 else clean[k] * alpha
+        target[k] = values[k] * mask[k] + known if mask[k] != 0 else known
+
+
 @njit(  # type: ignore[untyped-decorator]
-    types.void(_states, _rows, _rows, *(_integers,) * 4, _floats, _floats),
+    types.void(_states, _rows, _rows, *(_integers,) * 4, _floats, _floats, _states, _rows),
     nogil=True,
     cache=True,
 )
@@ -130,6 +146,8 @@ def advance(
     further: Any,
     shares: Any,
     scales: Any,
+    blends: Any,
+    levels: Any,
 ) -> None:
     """Guide the UNet's output and move every job's latent along its line of the table, in place.
 
@@ -142,20 +160,23 @@ def advance(
         further: (jobs + 1,) first rows of the further positives.
         shares: (jobs,) how much of guidance is rescaled.
         scales: (jobs + further positives,) guidance scales, job after job.
+        blends: (capacity, PARTS, pitch) as in `server.blend`.
+        levels: (jobs, 2) alpha and sigma of the known latent that is put back, zeros for none; (0, 2) if no job has it.
     """
     size = output.shape[1]
     buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
     first_scale = 0
     for i in range(len(slots)):
         slot, step, negative, line = slots[i], steps[i], negatives[i], moves[i]
-        extra = further[i + 1] - further[i]
-        scale = scales[first_scale : first_scale + 1 + extra]
-        first_scale += 1 + extra
+        more = further[i + 1] - further[i]
+        scale = scales[first_scale : first_scale + 1 + more]
+        first_scale += 1 + more
         if slot < 0:
             continue
         rescaled = shares[i] != 0 and negative >= 0
         rescale = np.float32(_rescaling(output, i, negative, scale, further[i], shares[i]) if rescaled else 1.0)
         kept = state[slot]
+        blended = len(levels) > 0 and (levels[i, 0] != 0 or levels[i, 1] != 0)
         for start in range(0, size, BLOCK):
             length = min(BLOCK, size - start)
             total, latent = sums[:length], kept[X, start : start + length]
@@ -183,6 +204,9 @@ def advance(
                 target = kept[H + step % HISTORY, start : start + length]
                 for k in range(length):
                     target[k] = latent[k] * u + m[k] * v
+            if blended:
+                _blend(latent, total, blends[slot], start, levels[i, 0], levels[i, 1])
+                continue
             for k in range(length):
                 latent[k] = total[k]
 
@@ -202,6 +226,12 @@ def estimate(
         rescale = np.float32(_rescaling(output, row, negative, scales, further, share))
     for k in range(len(clean)):
         clean[k] = parts[0] * latent[k] + parts[1] * (clean[k] * rescale)
+
+
+@njit(types.void(_floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def put_back(clean: Any, lines: Any) -> None:
+    """What an estimate of the clean latent becomes where a job repaints only a part; `lines` are its blend's."""
+    _blend(clean, clean, lines, 0, np.float32(1), np.float32(0))
 
 
 def flat(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

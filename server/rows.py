@@ -16,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from server import fused
+from server.blend import Blends
+from server.extras import Extras
 from server.job import Batch, Job
 from server.table import C_IN, TIMESTEP, P, Q
 
@@ -68,13 +70,13 @@ class Layout:
         """The rows of jobs that have these conditions, in this order."""
         n = len(conditions)
         guided = [i for i, condition in enumerate(conditions) if condition.negative is not None]
-        extra = [len(condition.positives) - 1 for condition in conditions]
-        further = list(accumulate(extra, initial=n + len(guided)))
+        more = [len(condition.positives) - 1 for condition in conditions]
+        further = list(accumulate(more, initial=n + len(guided)))
         rows = further[-1]
         padding = padded_size(rows, batch_sizes) - rows
         negatives = np.full(n, -1, np.int64)
         negatives[guided] = range(n, n + len(guided))
-        owners = [*range(n), *guided, *(i for i, count in enumerate(extra) for _ in range(count)), *[-1] * padding]
+        owners = [*range(n), *guided, *(i for i, count in enumerate(more) for _ in range(count)), *[-1] * padding]
         parts = [condition.positives[0] for condition in conditions]
         parts += [condition.negative for condition in conditions if condition.negative is not None]
         parts += [states for condition in conditions for states in condition.positives[1:]]
@@ -130,32 +132,50 @@ class BucketState:
         capacity: jobs at most.
         shape: (channels, height, width) of a latent.
         batch_sizes: what the engine takes; empty means any.
+        extra_channels: that follow the latent's in the UNet's input.
+        labelled: whether the UNet takes class labels.
     """
 
-    def __init__(self, capacity: int, shape: tuple[int, int, int], batch_sizes: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        shape: tuple[int, int, int],
+        batch_sizes: Sequence[int] = (),
+        extra_channels: int = 0,
+        labelled: bool = False,
+    ) -> None:
         self.jobs: list[Job] = []
         self._capacity = capacity
         self._shape = shape
         size = int(np.prod(shape))
         self._size = size
         self._kept = np.zeros((capacity, fused.KEPT, size + fused.GAP), np.float32)
-        self._sample = np.zeros((0, *shape), np.float32)
+        self._extras = Extras(shape, extra_channels, labelled)
+        self._blends = Blends(capacity, shape, size + fused.GAP)
         self._batch_sizes = tuple(batch_sizes)
         self._layout: Layout | None = None
         self._conditions: list[Condition] = []
 
     def join(self, job: Job) -> None:
-        """Give a job a slot and its first latent.
+        """Give a job a slot and its first latent, which is drawn where it brings none.
 
         Raises:
-            RuntimeError: all are taken; the scheduler must not let so many jobs run.
+            RuntimeError: all are taken, and the scheduler must not let so many jobs run; or it is of another bucket.
         """
         if len(self.jobs) == self._capacity:
             raise RuntimeError(f"all {self._capacity} slots are taken")
-        latent = job.work.noise.normal(self._shape).ravel() * np.float32(job.work.table.initial_scale)
-        self._kept[len(self.jobs), fused.X, : self._size] = latent
-        job.slot = len(self.jobs)
+        work = job.work
+        self._extras.check(work)
+        latent = work.start
+        if latent is None:
+            latent = work.noise.normal(self._shape) * np.float32(work.table.initial_scale)
+        slot = len(self.jobs)
+        self._kept[slot, fused.X, : self._size] = latent.ravel()
+        if work.blend is not None:
+            self._blends.join(slot, work.blend)
+        job.slot = slot
         self.jobs.append(job)
+        self._extras.forget()
 
     def leave(self, job: Job) -> None:
         """Free a job's slot; the last job moves there.
@@ -170,6 +190,10 @@ class BucketState:
             self._kept[job.slot] = self._kept[last.slot]
             self.jobs[job.slot] = last
             last.slot = job.slot
+        self._blends.leave(job.slot, len(self.jobs))
+        self._extras.forget()
+        if not self.jobs:
+            self._layout, self._conditions = None, []
         job.slot = -1
 
     def latent(self, job: Job) -> Array:
@@ -198,10 +222,7 @@ class BucketState:
     def feeds(self, call: Call) -> Feeds:
         """The UNet's inputs, valid until the next call; rows beyond the call's are zero latents that nobody sees."""
         layout = call.layout
-        rows = len(layout.owners)
-        if len(self._sample) < rows:
-            self._sample = np.zeros((rows, *self._shape), np.float32)
-        sample = self._sample[:rows]
+        sample, labels = self._extras.place(call)
         fused.gather(
             self._kept,
             call.slots,
@@ -211,7 +232,10 @@ class BucketState:
             fused.flat(sample),
         )
         timestep = np.append(call.moves[:, TIMESTEP], np.float32(0))[layout.owners]
-        return {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
+        feeds: Feeds = {"sample": sample, "timestep": timestep, "encoder_hidden_states": layout.context}
+        if labels is not None:
+            feeds["class_labels"] = labels
+        return feeds
 
     def draw(self, call: Call) -> None:
         """Draw the noise that follows the call; what was drawn for a call that failed serves when it is made again."""
@@ -249,12 +273,15 @@ class BucketState:
             np.ascontiguousarray(call.moves[index, [P, Q]]),
             clean,
         )
+        if job.slot in self._blends:
+            fused.put_back(clean, self._blends.lines[job.slot])
         return clean.reshape(self._shape)
 
     def advance(self, call: Call, output: Array, broken: Sequence[Job] = ()) -> None:
         """Guide the UNet's output and move every job's latent along its line of the table, but not those `broken`.
 
-        Rescaled guidance is Lin et al. (2023), 3.4; several positives are composed as in Liu et al. (2022).
+        What a job does not repaint is put back. Rescaled guidance is Lin et al. (2023), 3.4; several positives are
+        composed as in Liu et al. (2022).
         """
         slots = np.array([-1 if job in broken else job.slot for job in call.jobs], np.int64) if broken else call.slots
         fused.advance(
@@ -267,4 +294,6 @@ class BucketState:
             call.layout.further,
             np.array([job.request.guidance_rescale for job in call.jobs], np.float32),
             call.layout.scales,
+            self._blends.lines,
+            self._blends.levels(call.jobs, call.steps),
         )

@@ -64,6 +64,8 @@ NUMERIC = (
     "correctors",
     "samplers",
     "rows",
+    "extras",
+    "blend",
     "noise",
     "philox",
     "variation",
