@@ -58,7 +58,11 @@ def default_cache() -> Path | None:
     None where nothing can be written there, as in a container without a home: then each start compiles.
     """
     base = os.environ.get("XDG_CACHE_HOME")
-    folder = (Path(base) if base else Path.home() / ".cache") / "aquatint"
+    try:
+        folder = (Path(base) if base else Path.home() / ".cache") / "aquatint"
+    except RuntimeError:  # a user id without a name, as containers are given
+        logger.warning("this user has no home, so each start compiles; set XDG_CACHE_HOME to a folder for the cache")
+        return None
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
     if os.access(folder, os.W_OK | os.X_OK):
@@ -199,6 +203,11 @@ PROVIDERS: Mapping[str, Provider] = {
 # OpenVINO by itself, without ONNX Runtime around it: any x86 or ARM CPU.
 OPENVINO = "openvino"
 PREFERENCE = ("tensorrt", "tensorrt_rtx", "cuda", OPENVINO, "openvino_ep", "cpu")
+
+
+def serves_any_size(name: str) -> bool:
+    """Whether a first call of any size makes a provider ready: a CPU's prepare the weights in it, a GPU's the size."""
+    return name == OPENVINO or (name in PROVIDERS and not PROVIDERS[name].on_gpu)
 
 
 def chain(name: str, settings: Settings, present: Sequence[str]) -> list[tuple[str, Options]]:

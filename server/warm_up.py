@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from engines.catalog import SIDE_MULTIPLE
 from engines.component import Arrays, PipelineSpec
+from engines.providers import serves_any_size
 from engines.runner import Runner
 from server.config import ServerConfig
 from server.pipeline import Pipeline
@@ -19,7 +20,6 @@ REPEATS = 2
 # seconds are predicted in proportion, and corrected by every call that serves somebody.
 LONG_SECONDS = 2.0
 BUDGET_SECONDS = 5.0
-FOR_ANY_SIZE = ("cpu", "openvino", "openvino_ep")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def rehearse(runner: Runner, spec: PipelineSpec) -> None:
 
     Providers of a CPU prepare the weights in it, whatever the size; those of a GPU the size that will come.
     """
-    if runner.provider in FOR_ANY_SIZE:
+    if serves_any_size(runner.provider):
         smallest = {"rows": 1, "height": SIDE_MULTIPLE, "width": SIDE_MULTIPLE, "tokens": spec.context_length}
         runner.infer(runner.component.zeros(smallest))
     else:

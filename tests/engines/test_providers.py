@@ -17,6 +17,7 @@ from engines.providers import (
     cpu_has_bf16,
     default_cache,
     openvino_properties,
+    serves_any_size,
 )
 
 CACHE = Path("/cache")
@@ -153,3 +154,18 @@ def test_bf16_is_read_from_the_processors_flags(flags: str, has: bool) -> None:
 def test_bf16_of_this_machine_is_known() -> None:
     listing = Path("/proc/cpuinfo")
     assert cpu_has_bf16() is cpu_has_bf16(listing.read_text() if listing.exists() else "")
+
+
+def test_a_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert default_cache() is None
+    assert "set XDG_CACHE_HOME to a folder" in caplog.text
+
+
+def test_a_cpu_is_ready_for_any_size_after_one_call_and_a_gpu_is_not() -> None:
+    ready = {name for name in (*PREFERENCE, "fake", "triton") if serves_any_size(name)}
+    assert ready == {"openvino", "openvino_ep", "cpu"}
