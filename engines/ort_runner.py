@@ -17,8 +17,9 @@ import onnxruntime as ort
 
 from engines.binding import BoundSession
 from engines.component import Arrays, Component
+from engines.driver import device_capability
 from engines.ep_context import write_context_model
-from engines.errors import ArtefactError, ProviderError
+from engines.errors import ArtefactError, EngineError, ProviderError
 from engines.providers import DEFAULTS, PREFERENCE, PROVIDERS, Settings, chain, context_settings
 
 logger = logging.getLogger(__name__)
@@ -124,7 +125,12 @@ def _session(component: Component, path: Path, provider: str, settings: Settings
     options = _session_options(settings)
     kept = _kept_context(component, provider, settings)
     if kept is not None and kept.is_file():
-        return _open(kept, provider, settings, options)
+        try:
+            return _open(kept, provider, settings, options)
+        except EngineError as error:  # cut short, or by a driver that is no longer there
+            logger.warning("%s; compiling %s again", error, component.name)
+            kept.unlink(missing_ok=True)
+            options = _session_options(settings)
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         for key, value in context_settings(kept).items():
@@ -154,7 +160,7 @@ def _kept_context(component: Component, provider: str, settings: Settings) -> Pa
     """Where the compiled session is kept: a name of everything that goes into it."""
     if settings.cache is None or not PROVIDERS[provider].context_cache:
         return None
-    everything = [component.sha256, ort.__version__, PROVIDERS[provider].options(settings)]
+    everything = [component.sha256, ort.__version__, device_capability(), PROVIDERS[provider].options(settings)]
     key = hashlib.sha256(json.dumps(everything).encode()).hexdigest()
     return settings.cache / provider / f"{component.name}-{key[:12]}.onnx"
 

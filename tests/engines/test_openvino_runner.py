@@ -1,5 +1,6 @@
 """OpenVINO by itself, on a graph of one product: what it computes, keeps and refuses."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import openvino_runner
 from engines.component import Component, TensorSpec
 from engines.errors import ArtefactError, FeedError, ProviderError
-from engines.openvino_runner import OpenVinoRunner
+from engines.openvino_runner import OpenVinoRunner, forget
 from engines.providers import Settings
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -118,3 +119,23 @@ def test_without_the_package_the_remedy_is_named(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(openvino_runner, "available", lambda: False)
     with pytest.raises(ProviderError, match="run `pip install openvino`"):
         OpenVinoRunner(PRODUCT, folder)
+
+
+def test_compiled_networks_that_were_not_read_for_longest_are_forgotten(tmp_path: Path) -> None:
+    for age, name in enumerate(["new", "read", "old", "older"]):
+        path = tmp_path / f"{name}.blob"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1e9 - 100 * age, 1e9 - 100 * age))
+    os.utime(tmp_path / "read.blob", (2e9, 0))
+    (tmp_path / "notes.txt").write_bytes(bytes(1000))
+    forget(tmp_path, 250)
+    assert {path.name for path in tmp_path.iterdir()} == {"new.blob", "read.blob", "notes.txt"}
+
+
+def test_the_cache_of_compiled_networks_is_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(EXACT, cache=folder / "cache")
+    OpenVinoRunner(PRODUCT, folder, settings)
+    assert len(list(folder.glob("cache/openvino/*.blob"))) == 1
+    monkeypatch.setattr(openvino_runner, "CACHE_BYTES", 0)
+    OpenVinoRunner(PRODUCT, folder, settings)
+    assert not list(folder.glob("cache/openvino/*.blob"))

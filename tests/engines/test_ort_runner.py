@@ -206,6 +206,26 @@ def test_a_compiled_session_is_kept_and_opened_at_the_next_start(folder: Path, m
     assert opened.entries[2]["ep.context_file_path"] != str(kept)
 
 
+def test_a_kept_session_that_cannot_be_opened_is_compiled_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened = Opened(monkeypatch, running="NvTensorRTRTXExecutionProvider")
+    settings = Settings(cache=folder / "cache")
+    OrtRunner(PRODUCT, folder, "tensorrt_rtx", settings)
+    kept = Path(opened.entries[0]["ep.context_file_path"])
+    kept.touch()
+
+    def open_(path: Path, options: Any, providers: Any) -> Any:
+        if path == kept:
+            raise RuntimeError("engine of another driver")
+        return opened.open(path, options, providers)
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", open_)
+    OrtRunner(PRODUCT, folder, "tensorrt_rtx", settings)
+    assert (opened.paths[1], opened.entries[1]) == (folder / PRODUCT.file, opened.entries[0])
+    assert (kept.exists(), "compiling product again" in caplog.text) == (False, True)
+
+
 def test_a_plan_is_opened_as_a_context_model_with_no_other_provider_for_its_work(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
