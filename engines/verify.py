@@ -22,7 +22,7 @@ import numpy.typing as npt
 from engines.component import Arrays, Component, PipelineSpec, Precision
 from engines.driver import device_capability
 from engines.errors import ArtefactError, EngineError
-from engines.picture import Case, context, decode, denoise, feeds
+from engines.picture import TRAINED_STEPS, Case, context, decode, denoise, feeds
 from engines.providers import OPENVINO, Settings, default_cache, openvino_precision
 from engines.runner import Runner, available, open_plans, open_runner
 
@@ -169,6 +169,11 @@ def main_verify(options: argparse.Namespace) -> int:
     referred = PipelineSpec.read(reference)
     if referred.fingerprint != spec.fingerprint:
         raise EngineError(f"{reference} is an export of another checkpoint than {options.folder}; give one of the same")
+    if options.rows < 1 or not 0 <= options.steps <= TRAINED_STEPS:
+        raise EngineError(f"--rows must be at least 1, and --steps 0 to {TRAINED_STEPS}")
+    # The same damage on both sides would look like agreement.
+    for folder, export in {options.folder: spec, reference: referred}.items():
+        export.verify(folder)
     settings = Settings(threads=options.threads, precision=options.cpu_precision, cache=default_cache())
     case = Case(_size(options.size, spec), options.steps, options.rows)
     names = options.component or list(spec.components)

@@ -40,6 +40,7 @@ def verified(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
         monkeypatch.setattr(verify, "open_runner", opened)
         monkeypatch.setattr(verify, "available", lambda: ("cuda", "cpu"))
+        monkeypatch.setattr(PipelineSpec, "verify", lambda spec, folder: None)
         return main_verify(options(fake_export, *arguments))
 
     return run
@@ -155,3 +156,17 @@ def test_psnr() -> None:
     assert psnr(zeros, zeros) == SAME_PIXELS_PSNR
     assert psnr(zeros + np.uint8(255), zeros) == 0
     assert psnr(zeros + np.uint8(1), zeros) == pytest.approx(48.13, abs=0.01)
+
+
+def test_a_damaged_export_is_refused_before_anything_runs(toy_export: Path) -> None:
+    """Both sides would compute the same with it."""
+    path = toy_export / "unet.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ArtefactError, match=r"unet\.onnx is damaged, its SHA-256 has changed"):
+        main_verify(options(toy_export))
+
+
+@pytest.mark.parametrize("wrong", [("--rows", "0"), ("--steps", "-1"), ("--steps", "1001")])
+def test_numbers_that_make_no_sense_are_refused(verified: Callable[..., int], wrong: tuple[str, str]) -> None:
+    with pytest.raises(EngineError, match="--rows must be at least 1, and --steps 0 to 1000"):
+        verified(lambda name, array: array, *wrong)
