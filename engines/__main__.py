@@ -106,9 +106,9 @@ def run_inspect(options: argparse.Namespace) -> int:
 
     machine = None
     if options.here:
-        from engines.compilers import open_compiler, this_machine
+        from engines.compilers import this_machine
 
-        machine = this_machine(open_compiler())
+        machine = this_machine()
     found = findings(options.place, machine)
     print(json.dumps([finding.to_json() for finding in found], indent=1) if options.json else table(found))
     return int(any(finding.refusal for finding in found))

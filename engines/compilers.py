@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 
 from engines.build_reports import Watcher, failure, heeding_interrupts, monitor, recorder, unreadable
 from engines.component import Component, Precision
-from engines.driver import device_capability
-from engines.errors import BuildError, MemoryShortage
+from engines.driver import device_capability, tensorrt_version
+from engines.errors import BuildError, MemoryShortage, ProviderError
 from engines.manifest import Capability, CompilerName, Machine, Options, dotted
 from engines.network_types import check_edges, check_types
 from engines.profiles import Profile
@@ -108,7 +108,7 @@ class TensorRT:
         # The parser owns the weights that the network refers to.
         plan = self._build(work, trt, builder, network)
         if device_capability() in self.targets(work.capabilities):
-            check_edges(trt.engine_from_bytes(plan), work.component)
+            check_edges(self._engine(work, trt, plan), work.component)
         return Compiled(plan, layers)
 
     def _build(self, work: Work, trt: Any, builder: Any, network: Any) -> Any:
@@ -126,6 +126,13 @@ class TensorRT:
         except importlib.import_module("polygraphy.exception").PolygraphyException as error:
             texts = errors.texts or [str(error)]
             raise failure(f"{self.name} {self.version}", work.component.name, texts, work.options) from error
+
+    def _engine(self, work: Work, trt: Any, plan: Any) -> Any:
+        try:
+            return trt.engine_from_bytes(plan)
+        except importlib.import_module("polygraphy.exception").PolygraphyException as error:
+            raise BuildError(f"{self.name} {self.version} cannot load the plan of {work.component.name} that it "
+                             f"built; see that the driver is recent enough for it") from error  # fmt: skip
 
     def _config(self, work: Work, trt: Any, monitor: Any) -> Any:
         cache = str(work.timing_cache) if work.timing_cache and work.timing_cache.exists() else None
@@ -220,6 +227,20 @@ def _load_rtx() -> Any:
     return importlib.import_module("tensorrt_rtx")
 
 
-def this_machine(compiler: TensorRT) -> Machine:
-    """Where plans of that compiler would run, if here."""
-    return Machine(compiler.name, compiler.version, device_capability())
+def this_machine(name: str = "auto") -> Machine:
+    """Where plans of that compiler would run, if here. What runs them is enough: nothing of the compiler is loaded.
+
+    Raises:
+        ProviderError: there is no such library here.
+    """
+    for compiler in COMPILERS:
+        if name in ("auto", compiler) and (version := _runtime_version(compiler)):
+            return Machine(compiler, version, device_capability())
+    asked = "no TensorRT is here" if name == "auto" else f"{name} is not here, or runs no plans"
+    raise ProviderError(f"{asked}; install the compiler of the plans ({' or '.join(COMPILERS)}), or leave --plans out")
+
+
+def _runtime_version(compiler: CompilerName) -> str | None:
+    if importlib.util.find_spec(compiler) is not None:
+        return str(importlib.import_module(compiler).__version__)
+    return tensorrt_version() if compiler == "tensorrt" else None

@@ -1,4 +1,4 @@
-"""The GPU at hand, asked of the CUDA driver itself, since that is all a machine that runs plans must have."""
+"""The GPU and the TensorRT at hand, asked of NVIDIA's own libraries: all that a machine that runs plans must have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from engines.manifest import Capability
 
 # CUDA driver API: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
 CAPABILITY_ATTRIBUTES = (75, 76)
+# NvInferRuntime.h: a function for each part of the version, from 10.0 on.
+TENSORRT_MAJORS = (11, 10)
+VERSION_PARTS = ("Major", "Minor", "Patch", "Build")
 
 
 def device_capability() -> Capability | None:
@@ -22,4 +25,13 @@ def device_capability() -> Capability | None:
                 driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
                 numbers.append(value.value)
             return numbers[0], numbers[1]
+    return None
+
+
+def tensorrt_version() -> str | None:
+    """The version of the TensorRT library itself, which Triton's image has without the Python package; none without."""
+    for major in TENSORRT_MAJORS:
+        with contextlib.suppress(OSError, AttributeError):
+            library = ctypes.CDLL(f"libnvinfer.so.{major}")
+            return ".".join(str(getattr(library, f"getInferLib{part}Version")()) for part in VERSION_PARTS)
     return None

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from engines.compilers import open_compiler, this_machine
+from engines.compilers import this_machine
 from engines.component import Arrays, Component, PipelineSpec
 from engines.errors import FeedError
 from engines.manifest import find_plan
@@ -32,7 +32,7 @@ class PlanRunner:
     def __init__(
         self, component: Component, spec: PipelineSpec, folder: Path, provider: str, settings: Settings = DEFAULTS
     ) -> None:
-        machine = this_machine(open_compiler(provider))
+        machine = this_machine(provider)
         self.component = component
         self.provider: str = machine.compiler
         self._plans: dict[tuple[int, int] | None, tuple[OrtRunner, Profile]] = {}

@@ -36,8 +36,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, fake_export: Path) -> list[tuple[str
         found.append((plan.name, provider))
         return FakeRunner(component)
 
-    monkeypatch.setattr(plan_runner, "open_compiler", lambda name: name)
-    monkeypatch.setattr(plan_runner, "this_machine", lambda compiler: Machine("tensorrt", "11.4.0", (8, 9)))
+    monkeypatch.setattr(plan_runner, "this_machine", lambda name: Machine("tensorrt", "11.4.0", (8, 9)))
     monkeypatch.setattr(plan_runner, "find_plan", find)
     monkeypatch.setattr(plan_runner, "OrtRunner", run)
     return found
