@@ -16,7 +16,7 @@ from engines.component import Component, PipelineSpec, Precision, file_sha256
 from engines.errors import ArtefactError, BuildError, MemoryShortage
 from engines.manifest import FOLDER, Capability, Manifest, Options, Recipe
 from engines.peak_memory import peak_bytes, reset_peak
-from engines.plan_files import alone, check_room, standing, write
+from engines.plan_files import alone, check_room, prune, standing, write
 from engines.precision import plan_for
 from engines.profiles import (
     TOKENS,
@@ -87,6 +87,8 @@ class Task:
 def build(folder: Path, order: Order) -> list[Built]:
     """Build what is missing of an order; nothing is built before all of it is known to make sense.
 
+    Afterwards the plans that were made from an earlier export are removed.
+
     Args:
         folder: of an export.
 
@@ -98,7 +100,10 @@ def build(folder: Path, order: Order) -> list[Built]:
     spec = PipelineSpec.read(folder)
     compiler = open_compiler(order.compiler)
     compiler.check(order.capabilities, order.options, order.timing_cache)
-    return [build_plan(folder, task, compiler, order.timing_cache) for task in tasks(spec, order, compiler)]
+    built = [build_plan(folder, task, compiler, order.timing_cache) for task in tasks(spec, order, compiler)]
+    for plan in prune(folder, spec):
+        logger.info("%s is removed: it was made from an earlier export", plan.name)
+    return built
 
 
 def tasks(spec: PipelineSpec, order: Order, compiler: TensorRT) -> list[Task]:

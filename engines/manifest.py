@@ -190,8 +190,24 @@ def check_source(recipe: Recipe, plan: Path) -> None:
         raise PlanError(f"{plan} is stale: {recipe.component} was exported again since; {REBUILD}")
 
 
+def is_stale(recipe: Recipe, spec: PipelineSpec) -> bool:
+    """Whether an export is no longer the one that a plan was made from."""
+    component = spec.components.get(recipe.component)
+    return component is None or (spec.fingerprint, component.sha256) != (recipe.fingerprint, recipe.onnx_sha256)
+
+
+def check_weights(recipe: Recipe, plan: Path) -> None:
+    """Raises PlanError where the plan lacks its weights."""
+    if recipe.options.stripped:
+        raise PlanError(
+            f"{plan} was built with --strip, and neither Triton nor ONNX Runtime puts its weights in here; {REBUILD} "
+            f"without --strip"
+        )
+
+
 def check_machine(recipe: Recipe, plan: Path, machine: Machine) -> None:
-    """Raises PlanError where the plan was made for another library, version or GPU."""
+    """Raises PlanError where the plan lacks its weights, or was made for another library, version or GPU."""
+    check_weights(recipe, plan)
     if recipe.compiler != machine.compiler:
         raise PlanError(
             f"{plan} is for {recipe.compiler}, not {machine.compiler}; {REBUILD} --compiler {machine.compiler}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.errors import ArtefactError, PlanError
-from engines.manifest import Manifest, check, plans
+from engines.manifest import FOLDER, Manifest, check, check_weights, dotted, is_stale, plans
 from engines.profiles import Profile, component_profile, default_rows, depends_on_resolution, latent_sides
 from engines.providers import PROVIDERS, Settings
 
@@ -84,9 +84,10 @@ def tensorrt_models(component: Component, spec: PipelineSpec, folder: Path, sett
         PlanError: a resolution has no plan by TensorRT, or a plan is stale or damaged.
     """
     found = [
-        m for plan in plans(folder) if (m := Manifest.read(plan.with_suffix(".json"))).recipe.compiler == "tensorrt"
+        Manifest.read(plan.with_suffix(".json")) for plan in plans(folder) if plan.name.startswith(f"{component.name}-")
     ]
-    ours = [manifest for manifest in found if manifest.recipe.component == component.name]
+    # What an earlier export left has a successor, or is missed below.
+    ours = [m for m in found if m.recipe.compiler == "tensorrt" and not is_stale(m.recipe, spec)]
     resolutions = spec.resolutions if depends_on_resolution(component) else (None,)
     models = []
     for resolution in resolutions:
@@ -97,18 +98,22 @@ def tensorrt_models(component: Component, spec: PipelineSpec, folder: Path, sett
                 f"`python -m engines build {folder} --compiler tensorrt`"
             )
         for manifest in fitting:
-            check(manifest, folder / "plans" / f"{manifest.recipe.stem}.plan")
-        models.append(NativeModel(*_tensorrt_model(component, fitting, settings), folder / "plans"))
+            plan = folder / FOLDER / f"{manifest.recipe.stem}.plan"
+            check(manifest, plan)
+            check_weights(manifest.recipe, plan)
+        models.append(NativeModel(*_tensorrt_model(component, fitting, settings), folder / FOLDER))
     return models
 
 
 def _tensorrt_model(component: Component, manifests: Sequence[Manifest], settings: Settings) -> tuple[str, str]:
     """Name and configuration of the model of these plans, which differ in their compute capability."""
-    recipe, profile = manifests[0].recipe, manifests[0].profile
+    # Of several for one kind of GPU the one with the most rows; all kinds are warmed up with what each can take.
+    chosen = {capability: m for m in sorted(manifests, key=_most_rows) for capability in m.recipe.capabilities}
+    files = {dotted(capability): f"{m.recipe.stem}.plan" for capability, m in chosen.items()}
+    least = min(chosen.values(), key=_most_rows)
+    recipe, profile = least.recipe, least.profile
     name = model_name(component.name, recipe.resolution)
-    files = {f"{major}.{minor}": f"{m.recipe.stem}.plan" for m in manifests for major, minor in m.recipe.capabilities}
-    most = max(shapes.maximum[0] for shapes in profile.values())
-    recorded = [rows for rows in (2**i for i in range(most.bit_length())) if rows <= most]
+    recorded = _recorded(profile)
     graphs = [_graph(_shapes_at(profile, rows)) for rows in recorded] if settings.cuda_graphs else []
     config = {
         **_identity(name, "tensorrt", "tensorrt_plan", f"{recipe.stem}.plan"),
@@ -128,6 +133,17 @@ def _tensorrt_model(component: Component, manifests: Sequence[Manifest], setting
         "model_warmup": [_warm_up(component, _shapes_at(profile, rows)) for rows in recorded],
     }
     return name, pbtxt(config)
+
+
+def _most_rows(manifest: Manifest) -> int:
+    return max(shapes.maximum[0] for shapes in manifest.profile.values())
+
+
+def _recorded(profile: Profile) -> list[int]:
+    """The rows that graphs are recorded and warmed up for: powers of two, and the fewest and the most."""
+    fewest = max(shapes.minimum[0] for shapes in profile.values())
+    most = max(shapes.maximum[0] for shapes in profile.values())
+    return sorted({fewest, most, *(2**i for i in range(most.bit_length()) if fewest <= 2**i <= most)})
 
 
 def _identity(name: str, backend: str, platform: str, file: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -13,8 +14,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from engines.component import PipelineSpec
 from engines.errors import BuildError, PlanError
-from engines.manifest import Manifest, Recipe, check_bytes
+from engines.manifest import Manifest, Recipe, check_bytes, is_stale, plans
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ def alone(plan: Path) -> Iterator[None]:
     Raises:
         BuildError: its folder cannot be written.
     """
-    lock = FileLock(plan.with_name(f".{plan.stem}.lock"))
+    lock = FileLock(_lock(plan))
     with _explained(plan):
         plan.parent.mkdir(exist_ok=True)
         try:
@@ -77,6 +79,7 @@ def write(plan: Path, content: Any, manifest: Manifest) -> Manifest:
     try:
         with _explained(plan):
             plan.unlink(missing_ok=True)
+            plan.with_suffix(".json").unlink(missing_ok=True)
             _write_through(unfinished, content)
             manifest = replace(manifest, modified_ns=unfinished.stat().st_mtime_ns)
             described = plan.with_suffix(".json.partial")
@@ -87,6 +90,28 @@ def write(plan: Path, content: Any, manifest: Manifest) -> Manifest:
         unfinished.unlink(missing_ok=True)
         plan.with_suffix(".json.partial").unlink(missing_ok=True)
     return manifest
+
+
+def prune(folder: Path, spec: PipelineSpec) -> list[Path]:
+    """Remove the plans of an export folder that were made from an earlier export; returns them.
+
+    Everyone would refuse them. Plans for other machines, rows or options stay, and so does what cannot be read, what is
+    being built, and what cannot be removed.
+    """
+    removed = []
+    for plan in plans(folder):
+        with contextlib.suppress(PlanError, Timeout, OSError):
+            if is_stale(Manifest.read(plan.with_suffix(".json")).recipe, spec):
+                with FileLock(_lock(plan), timeout=0):
+                    plan.unlink()
+                    plan.with_suffix(".json").unlink()
+                    removed.append(plan)
+                _lock(plan).unlink(missing_ok=True)
+    return removed
+
+
+def _lock(plan: Path) -> Path:
+    return plan.with_name(f".{plan.stem}.lock")
 
 
 def _unfinished(plan: Path) -> Path:

@@ -22,6 +22,7 @@ from engines.component import PipelineSpec, file_sha256
 from engines.driver import device_capability
 from engines.errors import ArtefactError, BuildError, MemoryShortage
 from engines.manifest import Options, check_bytes
+from engines.plan_files import alone
 from engines.profiles import Rows, ShapeRange
 from tests.toy_export import network
 
@@ -124,11 +125,36 @@ def test_what_is_asked_for_twice_is_built_once(toy_export: Path) -> None:
     assert (built.hit, again.hit, again.plan) == (False, True, built.plan)
 
 
-def test_a_new_export_gets_a_plan_of_its_own(toy_export: Path) -> None:
+def test_a_new_export_gets_plans_of_its_own_and_those_of_the_old_one_go(
+    toy_export: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     [old] = build(toy_export, UNET)
+    [other] = build(toy_export, replace(UNET, components=("text_encoder",)))
     with_component(toy_export, "unet", network("unet", seed=3))
     [new] = build(toy_export, UNET)
     assert (new.hit, new.plan == old.plan) == (False, False)
+    assert files(toy_export) == pair(new) | pair(other)
+    assert f"{old.plan.name} is removed: it was made from an earlier export" in caplog.text
+
+
+def test_plans_for_others_and_what_nobody_understands_stay(toy_export: Path) -> None:
+    [ours] = build(toy_export, UNET)
+    [others] = build(toy_export, replace(UNET, capabilities=((12, 0),)))
+    [fewer] = build(toy_export, replace(UNET, rows={"unet": Rows(1, 1, 1)}))
+    fewer.plan.with_suffix(".json").write_text("{")
+    build(toy_export, UNET)
+    assert files(toy_export) == pair(ours) | pair(others) | pair(fewer)
+
+
+def test_a_plan_of_an_earlier_export_that_is_being_built_stays(toy_export: Path) -> None:
+    [old] = build(toy_export, UNET)
+    with_component(toy_export, "unet", network("unet", seed=3))
+    with alone(old.plan):
+        build(toy_export, UNET)
+    assert old.plan.exists()
+    build(toy_export, UNET)
+    assert not old.plan.exists()
 
 
 @pytest.mark.parametrize(
@@ -268,6 +294,8 @@ def test_a_full_disk_is_told_and_nothing_is_left(toy_export: Path, monkeypatch: 
         path.write_bytes(b"a part")
         raise OSError(28, "No space left on device")
 
+    [built] = build(toy_export, UNET)
+    built.plan.write_bytes(b"spoilt")
     monkeypatch.setattr(plan_files, "_write_through", full)
     with pytest.raises(BuildError, match=r"cannot be written \(No space left on device\); free disk space"):
         build(toy_export, UNET)

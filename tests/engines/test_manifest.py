@@ -143,6 +143,14 @@ def test_a_plan_for_another_machine_is_refused(
         check(manifest, plan, replace(machine, **change))
 
 
+def test_a_plan_without_its_weights_runs_nowhere(plan: Path, manifest: Manifest, machine: Machine) -> None:
+    recipe = replace(manifest.recipe, options=Options(stripped=True))
+    stripped = replace(manifest, recipe=recipe, key=recipe.key)
+    check(stripped, plan)
+    with pytest.raises(PlanError, match="was built with --strip"):
+        check(stripped, plan, machine)
+
+
 def test_a_portable_plan_is_for_8_0_and_later(toy_export: Path) -> None:
     [built] = build(toy_export, Order(components=("unet",), resolutions=((64, 64),)))
     recipe = built.manifest.recipe

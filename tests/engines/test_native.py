@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from engines.providers import DEFAULTS, Settings
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
+ROWS, PLAIN = Rows(1, 4, 12), Options()
 
 
 def parsed(model: NativeModel) -> Any:
@@ -124,7 +126,14 @@ def built(tmp_path: Path, fake_export: Path) -> Path:
 
 
 def write_plan(
-    folder: Path, spec: PipelineSpec, name: str, resolution: tuple[int, int] | None, capability: tuple[int, int]
+    folder: Path,
+    spec: PipelineSpec,
+    name: str,
+    resolution: tuple[int, int] | None,
+    capability: tuple[int, int],
+    *,
+    rows: Rows = ROWS,
+    options: Options = PLAIN,
 ) -> None:
     component = spec.component(name)
     latent = latent_sides(resolution or spec.resolutions[0], spec.downscale)
@@ -135,11 +144,11 @@ def write_plan(
         export_key=spec.key,
         precision="fp16",
         resolution=resolution,
-        profile=component_profile(component, latent, Rows(1, 4, 12)),
+        profile=component_profile(component, latent, rows),
         compiler="tensorrt",
         version="11.4.0",
         capabilities=(capability,),
-        options=Options(),
+        options=options,
     )
     plan = folder / "plans" / f"{recipe.stem}.plan"
     plan.write_bytes(recipe.key.encode())
@@ -194,7 +203,7 @@ def test_graphs_are_recorded_for_the_rows_that_warm_up_runs(built: Path) -> None
     spec = PipelineSpec.read(built)
     config = parsed(tensorrt_models(spec.component("unet"), spec, built, Settings(cuda_graphs=True))[0])
     recorded = [list(graph.input["sample"].dim) for graph in config.optimization.cuda.graph_spec]
-    assert recorded == [[1, 4, 8, 8], [2, 4, 8, 8], [4, 4, 8, 8], [8, 4, 8, 8]]
+    assert recorded == [[1, 4, 8, 8], [2, 4, 8, 8], [4, 4, 8, 8], [8, 4, 8, 8], [12, 4, 8, 8]]
     assert recorded == [list(sample.inputs["sample"].dims) for sample in config.model_warmup]
     assert {graph.batch_size for graph in config.optimization.cuda.graph_spec} == {0}
 
@@ -255,3 +264,32 @@ def test_texts_come_back_as_they_were(text: str) -> None:
 def test_what_no_field_has_is_refused() -> None:
     with pytest.raises(ArtefactError, match=r"1\.5 is neither"):
         pbtxt({"name": 1.5})
+
+
+def test_what_an_earlier_export_left_is_passed_over(built: Path) -> None:
+    spec = PipelineSpec.read(built)
+    before = [model.config for model in tensorrt_models(spec.component("unet"), spec, built, DEFAULTS)]
+    earlier = replace(spec, components={**spec.components, "unet": replace(spec.components["unet"], sha256="0" * 64)})
+    write_plan(built, earlier, "unet", (64, 64), (8, 9))
+    assert [model.config for model in tensorrt_models(spec.component("unet"), spec, built, DEFAULTS)] == before
+
+
+def test_of_several_plans_for_a_gpu_the_one_with_the_most_rows_serves(built: Path) -> None:
+    """The rows that all of the model's plans take are warmed up: another GPU may have fewer."""
+    spec = PipelineSpec.read(built)
+    for rows, capability in ((Rows(1, 2, 2), (8, 9)), (Rows(1, 4, 32), (8, 9)), (Rows(1, 4, 16), (12, 0))):
+        write_plan(built, spec, "unet", (64, 64), capability, rows=rows)
+    config = parsed(tensorrt_models(spec.component("unet"), spec, built, DEFAULTS)[0])
+    most = {
+        capability: Manifest.read((built / "plans" / file).with_suffix(".json")).profile["sample"].maximum[0]
+        for capability, file in config.cc_model_filenames.items()
+    }
+    assert most == {"8.9": 32, "9.0": 12, "12.0": 16}
+    assert [sample.inputs["sample"].dims[0] for sample in config.model_warmup] == [1, 2, 4, 8, 12]
+
+
+def test_a_plan_without_its_weights_is_refused(built: Path) -> None:
+    spec = PipelineSpec.read(built)
+    write_plan(built, spec, "unet", (64, 64), (12, 0), options=Options(stripped=True))
+    with pytest.raises(PlanError, match=r"was built with --strip, and neither .*build it with .* without --strip"):
+        tensorrt_models(spec.component("unet"), spec, built, DEFAULTS)
