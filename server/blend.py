@@ -22,7 +22,6 @@ Array: TypeAlias = npt.NDArray[np.float32]
 MASK, KNOWN, KNOWN_NOISE = 0, 1, 2
 PARTS = 3
 NO_LINES: Array = np.zeros((0, PARTS, 0), np.float32)
-NO_LEVELS: Array = np.zeros((0, 2), np.float32)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,15 +82,15 @@ class Blends:
     def __contains__(self, slot: int) -> bool:
         return slot in self._slots
 
-    def levels(self, jobs: Sequence[Job], steps: npt.NDArray[np.int64]) -> Array:
+    def levels(self, jobs: Sequence[Job], steps: npt.NDArray[np.int64]) -> Array | None:
         """What the kept latents of these jobs are noised to after these calls.
 
         Returns:
-            (jobs, 2): alpha and sigma, both 0 for a job that does not blend; (0, 2) when none does.
+            (jobs, 2): alpha and sigma, both 0 for a job that does not blend; None when none does.
         """
         blending = [i for i, job in enumerate(jobs) if job.slot in self._slots] if self._slots else []
         if not blending:
-            return NO_LEVELS
+            return None
         levels = np.zeros((len(jobs), 2), np.float32)
         for i in blending:
             levels[i] = jobs[i].work.table.levels[steps[i] + 1]

@@ -119,20 +119,23 @@ def _add(target: Any, source: Any, start: int, factor: Any) -> None:
 
 
 @njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
-def _blend(target: Any, values: Any, lines: Any, start: Any, alpha: Any, sigma: Any) -> None:
-    """One block of `values` where the mask has it repainted, of the known latent at this level where it has not."""
-    length = len(target)
+def _blend(values: Any, lines: Any, start: Any, alpha: Any, sigma: Any) -> None:
+    """One block: where it is not repainted, the known latent at this level is put back."""
+    length = len(values)
     mask = lines[MASK, start : start + length]
     clean = lines[KNOWN, start : start + length]
     noise = lines[KNOWN_NOISE, start : start + length]
     for k in range(length):
         # Nothing is added where nothing should be: not even the sign of a zero changes, and no infinity counts.
         known = clean[k] * alpha + noise[k] * sigma if sigma != 0 else clean[k] * alpha
-        target[k] = values[k] * mask[k] + known if mask[k] != 0 else known
+        values[k] = values[k] * mask[k] + known if mask[k] != 0 else known
+
+
+_advanced = (_states, _rows, _rows, *(_integers,) * 4, _floats, _floats)
 
 
 @njit(  # type: ignore[untyped-decorator]
-    types.void(_states, _rows, _rows, *(_integers,) * 4, _floats, _floats, _states, _rows),
+    [types.void(*_advanced, types.none, types.none), types.void(*_advanced, _states, _rows)],
     nogil=True,
     cache=True,
 )
@@ -160,8 +163,8 @@ def advance(
         further: (jobs + 1,) first rows of the further positives.
         shares: (jobs,) how much of guidance is rescaled.
         scales: (jobs + further positives,) guidance scales, job after job.
-        blends: (capacity, PARTS, pitch) as in `server.blend`.
-        levels: (jobs, 2) alpha and sigma of the known latent that is put back, zeros for none; (0, 2) if no job has it.
+        blends: (capacity, PARTS, pitch) of `server.blend`; None where no job blends, compiled apart to cost nothing.
+        levels: (jobs, 2) alpha and sigma of the known latents that are put back, zeros for a job without; or None.
     """
     size = output.shape[1]
     buffer, sums = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
@@ -176,7 +179,6 @@ def advance(
         rescaled = shares[i] != 0 and negative >= 0
         rescale = np.float32(_rescaling(output, i, negative, scale, further[i], shares[i]) if rescaled else 1.0)
         kept = state[slot]
-        blended = len(levels) > 0 and (levels[i, 0] != 0 or levels[i, 1] != 0)
         for start in range(0, size, BLOCK):
             length = min(BLOCK, size - start)
             total, latent = sums[:length], kept[X, start : start + length]
@@ -204,9 +206,8 @@ def advance(
                 target = kept[H + step % HISTORY, start : start + length]
                 for k in range(length):
                     target[k] = latent[k] * u + m[k] * v
-            if blended:
-                _blend(latent, total, blends[slot], start, levels[i, 0], levels[i, 1])
-                continue
+            if levels is not None and (levels[i, 0] != 0 or levels[i, 1] != 0):
+                _blend(total, blends[slot], start, levels[i, 0], levels[i, 1])
             for k in range(length):
                 latent[k] = total[k]
 
@@ -231,7 +232,7 @@ def estimate(
 @njit(types.void(_floats, _rows), nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def put_back(clean: Any, lines: Any) -> None:
     """What an estimate of the clean latent becomes where a job repaints only a part; `lines` are its blend's."""
-    _blend(clean, clean, lines, 0, np.float32(1), np.float32(0))
+    _blend(clean, lines, 0, np.float32(1), np.float32(0))
 
 
 def flat(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -284,6 +284,7 @@ class BucketState:
         composed as in Liu et al. (2022).
         """
         slots = np.array([-1 if job in broken else job.slot for job in call.jobs], np.int64) if broken else call.slots
+        levels = self._blends.levels(call.jobs, call.steps)
         fused.advance(
             self._kept,
             fused.flat(output),
@@ -294,6 +295,6 @@ class BucketState:
             call.layout.further,
             np.array([job.request.guidance_rescale for job in call.jobs], np.float32),
             call.layout.scales,
-            self._blends.lines,
-            self._blends.levels(call.jobs, call.steps),
+            None if levels is None else self._blends.lines,
+            levels,
         )

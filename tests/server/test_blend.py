@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from server.blend import NO_LEVELS, PARTS, Blend, Blends
+from server.blend import PARTS, Blend, Blends
 from server.fused import BLOCK
 from server.job import Batch, Job
 from server.levels import Choice
@@ -187,10 +187,12 @@ def test_a_call_of_jobs_that_do_not_blend_has_no_levels() -> None:
     blends = Blends(4, SHAPE, 200)
     steps = np.zeros(1, np.int64)
     job.slot, free.slot = 0, 1
-    assert blends.levels([job], steps) is NO_LEVELS
+    assert blends.levels([job], steps) is None
     blends.join(0, half())
-    assert blends.levels([free], steps) is NO_LEVELS
-    assert blends.levels([free, job], np.array([0, 2])).tolist() == [[0, 0], job.work.table.levels[3].tolist()]
+    assert blends.levels([free], steps) is None
+    levels = blends.levels([free, job], np.array([0, 2]))
+    assert levels is not None
+    assert levels.tolist() == [[0, 0], job.work.table.levels[3].tolist()]
 
 
 def test_nothing_of_a_job_is_kept_alive_when_it_has_left() -> None:
