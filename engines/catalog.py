@@ -85,6 +85,7 @@ XL_COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_encoder", "vae_d
 COMPONENTS: dict[tuple[Family, Task], tuple[str, ...]] = {
     ("sd1", "text_to_image"): SD_COMPONENTS,
     ("sd1", "inpainting"): SD_COMPONENTS,
+    ("sd1", "depth"): (*SD_COMPONENTS, "depth_estimator"),
     ("sd2", "text_to_image"): SD_COMPONENTS,
     ("sd2", "inpainting"): SD_COMPONENTS,
     ("sd2", "depth"): (*SD_COMPONENTS, "depth_estimator"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +16,19 @@ from export.embedded.training import Plan, train
 from export.embedded.world import CANVAS, Scene, draw, training_scene
 
 PLAN = Plan("vae", steps=9600, learning_rate=2.5e-3)
+# Every width but the first halves the sides.
+WIDTHS = (16, 32, 64, 64)
 BATCH, CROP, PICTURES = 16, 48, 6000
 # Corners of small objects are the hardest to keep at f = 8: they are looked at more often than they are drawn.
 SMALL_FACTOR = 3.0
 
 
-def new_vae() -> AutoencoderKL:
-    """f = 8, four latent channels, about a million parameters."""
+def new_vae(widths: tuple[int, ...] = WIDTHS) -> AutoencoderKL:
+    """Four latent channels; with the widths of the embedded checkpoint f = 8, and about a million parameters."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        block_out_channels=widths,
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=8,
@@ -68,10 +71,28 @@ def to_network(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def train_vae(folder: Path, plan: Plan = PLAN) -> AutoencoderKL:
-    """L1 + MSE + a very small KL term on crops around objects; sets `scaling_factor` to 1/std of the latents."""
+def shallower_vae(source: AutoencoderKL) -> AutoencoderKL:
+    """A VAE with half the `f` of `source` that begins with its weights, all but those of its lowest level."""
+    vae = new_vae(tuple(source.config.block_out_channels)[:-1])
+    weights = vae.state_dict()
+    for name, value in source.state_dict().items():
+        # The decoder counts its levels from the lowest.
+        level = re.match(r"decoder\.up_blocks\.(\d+)\.", name)
+        ours = f"decoder.up_blocks.{int(level[1]) - 1}.{name[level.end() :]}" if level else name
+        if ours in weights and weights[ours].shape == value.shape:
+            weights[ours] = value
+    vae.load_state_dict(weights)
+    return vae
+
+
+def train_vae(folder: Path, plan: Plan = PLAN, vae: AutoencoderKL | None = None) -> AutoencoderKL:
+    """L1 + MSE + a very small KL term on crops around objects; sets `scaling_factor` to 1/std of the latents.
+
+    Args:
+        vae: what to begin with; a new one unless given.
+    """
     torch.manual_seed(0)
-    vae = new_vae()
+    vae = vae or new_vae()
     drawn = scenes(PICTURES, seed=1)
     data, weights = draw_all(drawn, CANVAS), shares(drawn)
 
@@ -98,7 +119,7 @@ def train_vae(folder: Path, plan: Plan = PLAN) -> AutoencoderKL:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, data: torch.Tensor, batch: int = 64) -> torch.Tensor:
-    """Posterior means of uint8 pictures, (n, 4, h / 8, w / 8), not yet scaled."""
+    """Posterior means of uint8 pictures, (n, 4, h / f, w / f), not yet scaled."""
     return torch.cat([vae.encode(to_network(part)).latent_dist.mean for part in torch.split(data, batch)])
 
 

@@ -6,6 +6,7 @@ The text encoder first learns to say what a caption means, then both learn to de
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -71,11 +72,11 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def new_schedule() -> DDIMScheduler:
+def new_schedule(beta_start: float = 0.00085, beta_end: float = 0.012) -> DDIMScheduler:
     """Stable Diffusion 2's schedule with v-prediction, which learns colours of large areas far sooner than epsilon."""
     return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=beta_start,
+        beta_end=beta_end,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
@@ -83,6 +84,33 @@ def new_schedule() -> DDIMScheduler:
         prediction_type="v_prediction",
         timestep_spacing="leading",
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Latents at random timesteps, the velocity to be learned there, and how much each error counts."""
+
+    latents: torch.Tensor
+    timesteps: torch.Tensor
+    velocity: torch.Tensor
+    weight: torch.Tensor
+
+
+def noise_at_random(schedule: DDIMScheduler, clean: torch.Tensor, generator: torch.Generator) -> Noised:
+    """Noise each of `clean`, (n, channels, h, w), to a timestep of its own; SNR weights capped as in min-SNR."""
+    noise = torch.randn(clean.shape, generator=generator)
+    timesteps = torch.randint(1000, (len(clean),), generator=generator)
+    signal = schedule.alphas_cumprod[timesteps]
+    importance = 1 / (1 - signal)  # SNR + 1: what the velocity loss gives an error of the clean latent
+    weight = importance.clamp(max=SNR_CAP + 1) / importance
+    velocity = schedule.get_velocity(clean, noise, timesteps)
+    return Noised(schedule.add_noise(clean, noise, timesteps), timesteps, velocity, weight)
+
+
+def velocity_loss(guess: torch.Tensor, noised: Noised) -> torch.Tensor:
+    """The weighted squared error of a guessed velocity, (n, channels, h, w)."""
+    loss: torch.Tensor = ((guess - noised.velocity).square().mean(dim=(1, 2, 3)) * noised.weight).mean()
+    return loss
 
 
 def token_ids(tokenizer: CLIPTokenizer, texts: list[str], length: int = CONTEXT) -> torch.Tensor:
@@ -162,16 +190,9 @@ def train_unet(
         chosen = torch.multinomial(weights, count, replacement=True, generator=generator)
         texts = ["" if rng.random() < CAPTION_DROPOUT else caption(scenes[i], rng) for i in chosen.tolist()]
         clean = latents[chosen]
-        noise = torch.randn(clean.shape, generator=generator)
-        timesteps = torch.randint(1000, (len(clean),), generator=generator)
+        noised = noise_at_random(schedule, clean, generator)
         context = encoder(token_ids(tokenizer, texts)).last_hidden_state
-        velocity = unet(schedule.add_noise(clean, noise, timesteps), timesteps, context).sample
-        target = schedule.get_velocity(clean, noise, timesteps)
-        signal = schedule.alphas_cumprod[timesteps]
-        importance = 1 / (1 - signal)  # SNR + 1: what the velocity loss gives an error of the clean latent
-        weight = importance.clamp(max=SNR_CAP + 1) / importance
-        loss: torch.Tensor = ((velocity - target).square().mean(dim=(1, 2, 3)) * weight).mean()
-        return loss
+        return velocity_loss(unet(noised.latents, noised.timesteps, context).sample, noised)
 
     networks = nn.ModuleDict({"text_encoder": encoder, "unet": unet})
     weights = train(plan, networks, loss_at, folder, slow=("text_encoder",))

@@ -1,12 +1,14 @@
-"""Write the trained networks as an ordinary diffusers Stable Diffusion checkpoint."""
+"""Write the trained networks as ordinary diffusers Stable Diffusion checkpoints."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from export.embedded.denoiser import new_schedule
@@ -35,3 +37,21 @@ def publish(
     pipeline.save_pretrained(folder)
     shutil.rmtree(folder / "tokenizer")
     shutil.copytree(tokenizer_folder, folder / "tokenizer")
+
+
+def publish_variant(folder: Path, base: Path, pipeline: DiffusionPipeline, own: tuple[str, ...]) -> None:
+    """`folder` becomes a checkpoint of the pipeline's class; parts that are not its `own` are copied from `base`.
+
+    Its own networks are written as fp16 safetensors. What is there already but belongs to no part stays, such as a
+    README.
+    """
+    parts: dict[str, Any] = {name: part for name, part in pipeline.components.items() if part is not None}
+    for name, part in parts.items():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        if name in own:
+            if isinstance(part, nn.Module):
+                part.to(torch.float16)
+            part.save_pretrained(folder / name)
+        else:
+            shutil.copytree(base / name, folder / name)
+    pipeline.save_config(folder)

@@ -54,6 +54,15 @@ class Average:
                 self.weights[name].copy_(value)
 
 
+def remembered(file: Path, make: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """What `make` gives, which is asked only where `file` does not hold it yet."""
+    if not file.exists():
+        torch.save(make(), file.with_suffix(".tmp"))
+        file.with_suffix(".tmp").replace(file)
+    tensors: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+    return tensors
+
+
 def train(
     plan: Plan,
     networks: nn.ModuleDict,

@@ -23,6 +23,7 @@ POSITIONS: dict[str, list[float]] = WORLD["positions"]
 RELATIONS = {"left of": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
 CANVAS = 128
 SUPERSAMPLING = 3
+MOST_THINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,21 +117,38 @@ def caption(scene: Scene, rng: random.Random) -> str:
 
 def draw(scene: Scene, pixels: int = CANVAS) -> npt.NDArray[np.uint8]:
     """The picture, anti-aliased: (pixels, pixels, 3) uint8. Later objects lie in front of earlier ones."""
-    scale = SUPERSAMPLING * pixels / CANVAS
     side = SUPERSAMPLING * pixels
     image = Image.new("RGB", (side, side), tuple(COLOURS[scene.background]))
     for thing in scene.things:
-        mask = Image.new("1", (side, side))
-        pen = ImageDraw.Draw(mask)
-        for part, ink in (("outline", 1), ("hole", 0)):
-            points = SHAPES[thing.shape].get(part)
-            if points:
-                pen.polygon(
-                    [((thing.x + x * thing.radius) * scale, (thing.y + y * thing.radius) * scale) for x, y in points],
-                    fill=ink,
-                )
-        image.paste(tuple(COLOURS[thing.colour]), mask=mask)
+        image.paste(tuple(COLOURS[thing.colour]), mask=silhouette(thing, side))
     return np.asarray(image.resize((pixels, pixels), Image.Resampling.BOX))
+
+
+def draw_depth(scene: Scene, pixels: int) -> npt.NDArray[np.uint8]:
+    """The inverse depth of the picture, anti-aliased: (pixels, pixels) uint8, more is nearer, as MiDaS has it.
+
+    Everything is flat: the background is at 0, an only or first object halfway, and what lies in front of it at 255.
+    """
+    side = SUPERSAMPLING * pixels
+    image = Image.new("L", (side, side))
+    for index, thing in enumerate(scene.things, start=1):
+        image.paste(round(255 * index / MOST_THINGS), mask=silhouette(thing, side))
+    return np.asarray(image.resize((pixels, pixels), Image.Resampling.BOX))
+
+
+def silhouette(thing: Thing, side: int) -> Image.Image:
+    """The object on a canvas of side x side, one bit per pixel, its hole left out."""
+    scale = side / CANVAS
+    mask = Image.new("1", (side, side))
+    pen = ImageDraw.Draw(mask)
+    for part, ink in (("outline", 1), ("hole", 0)):
+        points = SHAPES[thing.shape].get(part)
+        if points:
+            pen.polygon(
+                [((thing.x + x * thing.radius) * scale, (thing.y + y * thing.radius) * scale) for x, y in points],
+                fill=ink,
+            )
+    return mask
 
 
 def held_out_captions(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -1,0 +1,119 @@
+"""The x4 upscaler variant: a VAE with f = 4, and a UNet that sees the small picture beside the latent."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from torch import nn
+
+from export.embedded.autoencoder import PLAN as BASE_VAE_PLAN
+from export.embedded.autoencoder import draw_all, encode, scenes, shallower_vae, to_network, train_vae
+from export.embedded.denoiser import CAPTION_DROPOUT, LARGE, WIDTH, new_schedule, noise_at_random
+from export.embedded.finetuning import Base, loss_beside
+from export.embedded.training import Plan, remembered, train
+from export.embedded.world import CANVAS, Scene, caption
+
+VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=2400, save_every=100)
+UNET_PLAN = Plan("upscaler", steps=1500, learning_rate=1.2e-3, save_every=100)
+FACTOR = 4
+BATCH, PICTURES, LARGE_PICTURES = 8, 3000, 500
+EVERY_LARGE = 6
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02}
+MOST_NOISE_LEVEL = 350
+# People make small pictures by averaging and bicubically.
+REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC)
+
+
+def new_upscaler() -> UNet2DConditionModel:
+    """Stable Diffusion's x4 UNet in small: it attends to itself at the lowest of its three levels only."""
+    return UNet2DConditionModel(
+        sample_size=CANVAS // FACTOR,
+        in_channels=7,
+        block_out_channels=(48, 64, 96),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        only_cross_attention=(True, True, False),
+        cross_attention_dim=WIDTH,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        num_class_embeds=1000,
+    )
+
+
+def new_low_res_schedule() -> DDPMScheduler:
+    """How much noise a `noise_level` puts on the small picture."""
+    return DDPMScheduler(**BETAS, beta_schedule="scaled_linear")
+
+
+def reduced(picture: Image.Image, filter_: Image.Resampling) -> Image.Image:
+    """The picture with sides a quarter as long."""
+    return picture.resize((picture.width // FACTOR, picture.height // FACTOR), filter_)
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pictures, large and small.
+
+    Attributes:
+        latents: (n, 4, h, w) of the large pictures, scaled.
+        small: (2, n, 3, h, w) uint8, by each of `REDUCTIONS`.
+    """
+
+    scenes: list[Scene]
+    latents: torch.Tensor
+    small: torch.Tensor
+
+
+def reduce_all(vae: AutoencoderKL, drawn: list[Scene], pixels: int) -> dict[str, torch.Tensor]:
+    """The latents of `Pairs`, as fp16 and not yet scaled, and its small pictures."""
+    latents, small = [], []
+    for start in range(0, len(drawn), 100):
+        pictures = draw_all(drawn[start : start + 100], pixels)
+        latents.append(encode(vae, pictures, batch=10).half())
+        images = [Image.fromarray(picture) for picture in pictures.permute(0, 2, 3, 1).numpy()]
+        small.append(np.stack([[np.asarray(reduced(image, kind)) for image in images] for kind in REDUCTIONS]))
+    joined = torch.from_numpy(np.concatenate(small, axis=1)).permute(0, 1, 4, 2, 3).contiguous()
+    return {"latents": torch.cat(latents), "small": joined}
+
+
+def pairs_of(vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Path) -> Pairs:
+    """`count` drawn pictures and their reductions; kept in `folder`."""
+    drawn = scenes(count, seed)
+    saved = remembered(folder / f"pairs-{pixels}-{count}.pt", lambda: reduce_all(vae, drawn, pixels))
+    return Pairs(drawn, saved["latents"].float() * vae.config.scaling_factor, saved["small"])
+
+
+def train_upscaler(
+    base: Base, folder: Path, vae_plan: Plan = VAE_PLAN, plan: Plan = UNET_PLAN
+) -> tuple[AutoencoderKL, UNet2DConditionModel]:
+    """v-prediction beside the small picture, which has noise on it, more often little than much."""
+    vae = train_vae(folder, vae_plan, shallower_vae(base.vae))
+    torch.manual_seed(7)
+    unet = new_upscaler()
+    schedule, low_res_schedule = new_schedule(**BETAS), new_low_res_schedule()
+    sets = [pairs_of(vae, PICTURES, CANVAS, 8, folder), pairs_of(vae, LARGE_PICTURES, LARGE, 9, folder)]
+
+    def loss_at(step: int) -> torch.Tensor:
+        large = step % EVERY_LARGE == 0
+        pairs = sets[large]
+        rng, generator = random.Random(50_000_000 + step), torch.Generator().manual_seed(step)
+        count = BATCH // 2 if large else BATCH
+        chosen = torch.randint(len(pairs.scenes), (count,), generator=generator)
+        texts = ["" if rng.random() < CAPTION_DROPOUT else caption(pairs.scenes[i], rng) for i in chosen.tolist()]
+        kinds = torch.randint(len(pairs.small), (count,), generator=generator)
+        small = to_network(pairs.small[kinds, chosen])
+        levels = (torch.rand(count, generator=generator).square() * (MOST_NOISE_LEVEL + 1)).long()
+        seen = low_res_schedule.add_noise(small, torch.randn(small.shape, generator=generator), levels)
+        noised = noise_at_random(schedule, pairs.latents[chosen], generator)
+        return loss_beside(unet, noised, seen, base.context(texts), class_labels=levels)
+
+    weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)
+    unet.load_state_dict(weights["unet"])
+    return vae, unet.eval()

@@ -1,0 +1,30 @@
+"""The upscaler's VAE begins with the weights of the embedded one."""
+
+import torch
+
+from export.embedded.autoencoder import new_vae, shallower_vae
+
+
+def test_a_shallower_vae_begins_with_all_but_the_lowest_level() -> None:
+    torch.manual_seed(0)
+    deep = new_vae()
+    shallow = shallower_vae(deep)
+    ours, theirs = shallow.state_dict(), deep.state_dict()
+    assert shallow.config.block_out_channels == (16, 32, 64)
+    for name in ("encoder.conv_in.weight", "encoder.down_blocks.2.resnets.0.conv1.weight", "decoder.conv_out.bias"):
+        assert torch.equal(ours[name], theirs[name])
+    for level in (0, 1, 2):
+        block, origin = f"decoder.up_blocks.{level}.", f"decoder.up_blocks.{level + 1}."
+        parts = [name for name in ours if name.startswith(block)]
+        assert len(parts) > 10
+        for name in parts:
+            assert torch.equal(ours[name], theirs[name.replace(block, origin)]), name
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if ".mid_block." in name)
+
+
+def test_a_shallower_vae_has_latents_of_twice_the_side() -> None:
+    shallow = shallower_vae(new_vae()).eval()
+    with torch.no_grad():
+        latents = shallow.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean
+        pixels = shallow.decode(latents).sample
+    assert (latents.shape, pixels.shape) == ((1, 4, 8, 8), (1, 3, 32, 32))

@@ -1,0 +1,64 @@
+"""The upscaler's pairs of pictures, its UNet and the noise on what it sees."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from export.embedded.autoencoder import draw_all, encode, new_vae, scenes, shallower_vae
+from export.embedded.upscaler import MOST_NOISE_LEVEL, new_low_res_schedule, new_upscaler, pairs_of, reduced
+
+
+def test_pairs_are_the_same_pictures_large_and_small(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = shallower_vae(new_vae()).eval()
+    vae.register_to_config(scaling_factor=0.5)
+    pairs = pairs_of(vae, 3, 64, 8, tmp_path)
+    pictures = draw_all(pairs.scenes, 64)
+    assert pairs.scenes == scenes(3, 8)
+    assert (pairs.latents.shape, pairs.small.shape) == ((3, 4, 16, 16), (2, 3, 3, 16, 16))
+    torch.testing.assert_close(pairs.latents, encode(vae, pictures) * 0.5, rtol=2e-3, atol=2e-3)
+    averaged = torch.nn.functional.avg_pool2d(pictures.float(), 4)
+    assert (averaged - pairs.small[0].float()).abs().max() <= 1
+    assert not torch.equal(pairs.small[0], pairs.small[1])
+    assert (averaged - pairs.small[1].float()).abs().mean() < 4
+
+
+def test_pairs_are_kept(tmp_path: Path) -> None:
+    vae = shallower_vae(new_vae()).eval()
+    first = pairs_of(vae, 2, 32, 8, tmp_path)
+    other = pairs_of(shallower_vae(new_vae()).eval(), 2, 32, 8, tmp_path)
+    assert torch.equal(first.latents, other.latents)
+
+
+def test_a_reduced_picture_has_a_quarter_of_the_sides() -> None:
+    picture = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    small = np.asarray(reduced(picture, Image.Resampling.BOX))
+    assert small.shape == (2, 2)
+    assert abs(int(small[0, 0]) - np.asarray(picture)[:4, :4].mean()) <= 0.5
+
+
+def test_the_unet_is_told_the_noise_level_and_the_text() -> None:
+    torch.manual_seed(1)
+    unet = new_upscaler().eval()
+    sample, context = torch.randn(1, 7, 16, 16), torch.randn(2, 77, 128)
+    with torch.no_grad():
+        told = [
+            unet(sample, 500, context[text : text + 1], class_labels=torch.tensor([level])).sample
+            for level, text in ((20, 0), (300, 0), (20, 1))
+        ]
+    assert told[0].shape == (1, 4, 16, 16)
+    assert not torch.allclose(told[0], told[1])
+    assert not torch.allclose(told[0], told[2])
+
+
+def test_the_unet_and_the_vae_are_small() -> None:
+    networks = new_upscaler(), shallower_vae(new_vae())
+    assert 2 * sum(parameter.numel() for network in networks for parameter in network.parameters()) < 7.9e6
+
+
+def test_noise_levels_are_those_of_stable_diffusions_upscaler() -> None:
+    """Level 20 leaves 0.99865 of the picture, 350 leaves 0.80030, as Stability AI published them."""
+    signal = new_low_res_schedule().alphas_cumprod.sqrt()
+    torch.testing.assert_close(signal[[20, MOST_NOISE_LEVEL]], torch.tensor([0.99865, 0.80030]), rtol=0, atol=1e-5)
