@@ -70,7 +70,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _export(options)
     except (ExportError, EngineError, OSError) as error:
         print(f"export: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("export: interrupted; what was there before is unchanged", file=sys.stderr)
+    return 1
 
 
 def _write_random(options: argparse.Namespace) -> int:

@@ -7,7 +7,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from engines.component import GREY, PIPELINE_FILE, Component, PipelineSpec, Prec
 from engines.errors import ArtefactError
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, unwritable
+from export.unfinished import locked, unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -136,18 +136,14 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, options: Options) ->
     if kept and not missing and folder_sha256(folder / kept.tokenizer) == kept.tokenizer_sha256:
         logger.info("%s is up to date", folder)
         return PipelineSpec.read(folder)
-    was_there = folder.exists()
-    unfinished = folder / f".unfinished-{os.getpid()}"
     try:
-        unfinished.mkdir(parents=True)
-        spec = _export(checkpoint, unfinished, key, options, missing, kept)
-        _publish(unfinished, folder, spec)
+        with unfinished(folder) as made:
+            spec = _export(checkpoint, made, key, options, missing, kept)
+            spec.write(made)
+            with locked(folder):
+                _publish(made, folder, spec)
     except OSError as error:
         raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if not was_there and folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
     return spec
 
 
@@ -194,18 +190,17 @@ def _export(
     )
 
 
-def _publish(unfinished: Path, folder: Path, spec: PipelineSpec) -> None:
+def _publish(made: Path, folder: Path, spec: PipelineSpec) -> None:
     """Move what is new; `pipeline.json` goes first and comes last, so that it never speaks of other files."""
     (folder / PIPELINE_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
-    made = {path.name.partition(".")[0] for path in unfinished.iterdir()}
+    names = {path.name.partition(".")[0] for path in made.iterdir()}
     for suffix in SUFFIXES:
         for path in folder.glob(f"*{suffix}"):
-            if (name := path.name.removesuffix(suffix)) in made or name not in spec.components:
+            if (name := path.name.removesuffix(suffix)) in names or name not in spec.components:
                 path.unlink()
-    for path in unfinished.iterdir():
+    for path in sorted(made.iterdir(), key=lambda path: path.name == PIPELINE_FILE):
         path.rename(folder / path.name)
-    spec.write(folder)
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, part: str = "tokenizer") -> None:

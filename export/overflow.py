@@ -225,8 +225,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         findings = list(_report(options.folder, options.component, options.island, options.side))
-    except (EngineError, ExportError) as error:
-        print(error, file=sys.stderr)
+    except (EngineError, ExportError, OSError) as error:
+        print(f"export.overflow: {error}", file=sys.stderr)
         return 1
     return 0 if all(finding.holds for finding in findings) else 1
 

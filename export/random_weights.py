@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from export.architectures import ARCHITECTURES, Part
 from export.checkpoint import INDEX_FILE, NETWORK_FILE
 from export.configuration import SOURCE_KEY, network_of, write_configuration
 from export.errors import ExportError, unwritable
+from export.unfinished import unfinished
 
 logger = logging.getLogger(__name__)
 
@@ -38,26 +37,32 @@ def write_random_checkpoint(name: str, folder: Path, seed: int) -> None:
         ExportError: the folder holds something else, or cannot be written.
     """
     source = f"{name}, seed {seed}"
-    marks = [folder / file for file in (INDEX_FILE, NETWORK_FILE)]
-    if any(mark.is_file() and json.loads(mark.read_text()).get(SOURCE_KEY) == source for mark in marks):
+    if any(_source(folder / file) == source for file in (INDEX_FILE, NETWORK_FILE)):
         logger.info("%s is up to date", folder)
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ExportError(f"{folder} exists and is not {source}; remove it, or give another --out")
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
+    architecture = ARCHITECTURES[name]
     try:
-        architecture = ARCHITECTURES[name]
-        write_configuration(architecture, unfinished, source)
-        for part, spec in architecture.parts.items():
-            if not spec.kind.endswith("Scheduler"):
-                _write_network(spec, unfinished / part, seed)
-        if folder.exists():
-            folder.rmdir()
-        unfinished.rename(folder)
+        with unfinished(folder.parent, f"{folder.name}-") as made:
+            write_configuration(architecture, made, source)
+            for part, spec in architecture.parts.items():
+                if not spec.kind.endswith("Scheduler"):
+                    _write_network(spec, made / part, seed)
+            if folder.exists():
+                folder.rmdir()
+            made.rename(folder)
     except OSError as error:
         raise unwritable(folder, error) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _source(path: Path) -> str | None:
+    """What a checkpoint says of itself that was made here."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get(SOURCE_KEY) if isinstance(content, dict) else None
 
 
 def _write_network(spec: Part, folder: Path, seed: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import torch
 from onnxscript.version_converter import convert_version
 from torch import nn
@@ -63,8 +64,8 @@ def _dynamic_shapes(specs: tuple[TensorSpec, ...]) -> dict[str, dict[int, Any]]:
     return shapes
 
 
-def _silent(stage: str) -> None:
-    """Nobody is told of the stages."""
+def _silent(news: object) -> None:
+    """Nobody is told."""
 
 
 def export_onnx(
@@ -74,12 +75,14 @@ def export_onnx(
     path: Path,
     plan: PrecisionPlan,
     stage: Callable[[str], None] = _silent,
+    saved: Callable[[int], None] = _silent,
 ) -> Mapping[str, int]:
     """Write `path`, `path.data` beside it when the weights are large, and `<name>.weights.json`: see `engines.refit`.
 
     Args:
         network: wrapped, in `plan.dtype`.
         stage: is told when `trace`, `precision` and `save` begin.
+        saved: is told the bytes of each weight that goes into `path.data`.
 
     Returns:
         By island of the plan, how many nodes compute in fp32.
@@ -100,7 +103,12 @@ def export_onnx(
             del node.metadata_props[key]
     size = sum(p.numel() * p.element_size() for p in network.parameters())
     stage("save")
-    program.save(str(path), external_data=size > EXTERNAL_DATA_BYTES)
+    ir.save(
+        model,
+        path,
+        external_data=f"{path.name}.data" if size > EXTERNAL_DATA_BYTES else None,
+        callback=lambda tensor, place: saved(tensor.nbytes),
+    )
     refit_map(model, path.stem, network.state_dict()).write(path.with_suffix(".weights.json"))
     return raised
 

@@ -37,6 +37,11 @@ class Progress:
         self._bar.n = STAGES.index(name)
         self._bar.set_postfix_str(f"{name}, {self.written / 1e6:,.0f} MB written")
 
+    def saved(self, count: int) -> None:
+        """That many bytes more are written."""
+        self.written += count
+        self.stage("save")
+
     def close(self) -> None:
         self._bar.close()
 
@@ -69,7 +74,7 @@ def trace_component(
     try:
         progress.stage("load")
         network = load_component(checkpoint, name, plan.dtype)
-        export_onnx(network, inputs, outputs, path, plan, progress.stage)
+        export_onnx(network, inputs, outputs, path, plan, progress.stage, progress.saved)
         progress.written = written = sum(file.stat().st_size for file in folder.glob(f"{path.name}*"))
         progress.stage("reference")
         component = Component(name, path.name, inputs, outputs, plan.dtype, file_sha256(path))

@@ -17,15 +17,17 @@ def test_the_bar_shows_component_stage_and_bytes(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     progress = Progress("unet")
     for stage in STAGES:
-        if stage == "compare":
-            progress.written = 1_730_000_000
         progress.stage(stage)
+        if stage == "save":
+            progress.saved(30_000_000)
+            progress.saved(1_700_000_000)
     progress.close()
     shown = terminal.getvalue()
     assert shown.count("unet: ") >= len(STAGES)
     places = [shown.index(f"{stage}, ") for stage in STAGES]
     assert places == sorted(places)
     assert "load, 0 MB written" in shown
+    assert "save, 30 MB written" in shown
     assert "compare, 1,730 MB written" in shown
 
 
