@@ -37,6 +37,7 @@ SIZES = {
     "text_encoder/config.json": ("num_hidden_layers",),
     "text_encoder_2/config.json": ("num_hidden_layers", "projection_dim"),
 }
+CONTROLNET_SIZES = ("in_channels", "cross_attention_dim", "block_out_channels", "conditioning_embedding_out_channels")
 FINGERPRINTED = {".json", ".txt", ".safetensors", ".bin"}
 SUPPORTED = "Stable Diffusion 1.x, 2.x, XL with its refiner, the x4 upscaler and ControlNets"
 BLOCK = 1 << 22
@@ -84,12 +85,19 @@ class Checkpoint:
 
     def _check(self) -> None:
         self._check_kind()
-        for file, keys in SIZES.items():
-            if Path(file).parts[0] not in self.parts:
+        sizes = {NETWORK_FILE: CONTROLNET_SIZES} if self.is_controlnet else SIZES
+        for file, keys in sizes.items():
+            if not self.is_controlnet and Path(file).parts[0] not in self.parts:
                 continue
-            if missing := [key for key in keys if key not in self._json(file)]:
+            content = self._json(file)
+            if missing := [key for key in keys if key not in content]:
                 raise CheckpointError(
                     f"{self.folder / file} has no {', '.join(missing)}; download or save the checkpoint again"
+                )
+            if odd := [key for key in keys if not _is_size(content[key], several=key.endswith("out_channels"))]:
+                raise CheckpointError(
+                    f"{self.folder / file} has {odd[0]} {content[odd[0]]!r}, which no supported checkpoint has; "
+                    f"export takes {SUPPORTED}"
                 )
 
     def _check_kind(self) -> None:
@@ -281,6 +289,11 @@ class Checkpoint:
                 if pad is not None:
                     return str(pad["content"] if isinstance(pad, dict) else pad)
         return "<|endoftext|>"
+
+
+def _is_size(value: object, *, several: bool) -> bool:
+    numbers = value if several else [value]
+    return isinstance(numbers, list) and bool(numbers) and all(type(n) is int and n > 0 for n in numbers)
 
 
 def _download(location: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ def load_network(checkpoint: Checkpoint, part: str, precision: Precision) -> Any
     library, name = KINDS[part]
     kind = getattr({"diffusers": diffusers, "transformers": transformers}[library], name)
     place = checkpoint.weights or checkpoint.folder / part
+    if not checkpoint.weights and not _weights_in(place):
+        raise CheckpointError(f"{place} holds no weights, in .safetensors or .bin; download the checkpoint again")
     try:
         if checkpoint.weights:
             from export.single_file import load_part
@@ -67,8 +70,12 @@ def load_network(checkpoint: Checkpoint, part: str, precision: Precision) -> Any
 
 def _variant(folder: Path) -> str | None:
     """`fp16` where there are only the files that diffusers marks so."""
-    files = {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")}
+    files = _weights_in(folder)
     return "fp16" if files and all(".fp16." in name or ".fp16-" in name for name in files) else None
+
+
+def _weights_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin")}
 
 
 def _check_values(network: Any, place: Path, precision: Precision) -> None:
@@ -114,5 +121,6 @@ def download(repository: str) -> Path:
 
 
 def sentence(error: Exception) -> str:
-    """The first line of an error's text."""
-    return str(error).strip().split("\n")[0][:300] or type(error).__name__
+    """The first sentence of an error's text."""
+    line = str(error).strip().split("\n")[0]
+    return re.split(r"(?<=\S)[.!] +(?=[A-Z])", line)[0][:300] or type(error).__name__

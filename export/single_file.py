@@ -10,6 +10,7 @@ import json
 import pickle
 import shutil
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -74,10 +75,10 @@ def detect(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> str:
     Raises:
         CheckpointError: none that is supported, or one of several.
     """
-    cross = {shape[-1] for name, shape in shapes.items() if name.endswith(CROSS_WEIGHT)}
+    cross = {shape[-1] for name, shape in shapes.items() if name.endswith(CROSS_WEIGHT) and shape}
     if any(name.startswith(CONTROL_PREFIXES) for name in shapes) and cross & CONTROL_SIGNATURES.keys():
         return CONTROL_SIGNATURES[next(iter(cross & CONTROL_SIGNATURES.keys()))]
-    channels = next((shape[1] for name, shape in shapes.items() if name.endswith(FIRST_WEIGHT)), 0)
+    channels = next((s[1] for name, s in shapes.items() if name.endswith(FIRST_WEIGHT) and len(s) > 1), 0)
     found = [names for (width, count), names in SIGNATURES.items() if width in cross and count == channels]
     if not found:
         raise CheckpointError(
@@ -105,9 +106,9 @@ def shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(min(length, HEADER_LIMIT)))
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max(entry["data_offsets"][1] for entry in tensors.values())
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+        end = max(int(entry["data_offsets"][1]) for entry in tensors.values())
+        shapes = {name: tuple(int(size) for size in entry["shape"]) for name, entry in tensors.items()}
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(damaged) from error
     if file.stat().st_size != 8 + length + end:
         raise CheckpointError(damaged)
@@ -147,13 +148,17 @@ def _read(file: Path, prefixes: tuple[str, ...]) -> dict[str, torch.Tensor]:
 
 def _read_pickle(file: Path) -> dict[str, torch.Tensor]:
     """Tensors of a .ckpt; code in it is never run."""
+    if not zipfile.is_zipfile(file):
+        raise CheckpointError(
+            f"{file} is cut short, or not in the format that torch has had since 1.6; give a .safetensors or .ckpt file"
+        )
     try:
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{file} holds more than weights, and what it holds could be code; give a .safetensors file instead"
         ) from error
-    except (RuntimeError, OSError, EOFError, ValueError) as error:
+    except Exception as error:  # what damaged bytes make of an unpickler: nearly any of Python's own errors
         raise CheckpointError(
             f"{file} cannot be loaded ({sentence(error)}); give a .safetensors or .ckpt file"
         ) from error

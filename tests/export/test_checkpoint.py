@@ -324,7 +324,8 @@ def test_damaged_weights_are_refused_when_loaded(folder: Path, part: str, damage
     (path,) = (folder / part).glob("*.safetensors")
     damage(path)
     checkpoint = opened(folder)
-    with pytest.raises(CheckpointError, match=rf"{part} cannot be loaded \([^\n]+\); download it again$"):
+    told = rf"{part} (cannot be loaded \([^\n]+\)|holds no weights, in [^\n]+); download [^\n]+ again$"
+    with pytest.raises(CheckpointError, match=told):
         checkpoint.network(part)
 
 
@@ -354,3 +355,20 @@ def test_a_damaged_tokenizer_is_refused(folder: Path, damage: str) -> None:
 @pytest.mark.parametrize("error", [CheckpointError, ParityError])
 def test_all_errors_are_export_errors(error: type[Exception]) -> None:
     assert issubclass(error, ExportError)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("sample_size", None), ("sample_size", "64"), ("cross_attention_dim", [32, 32]), ("block_out_channels", [])],
+)
+def test_sizes_that_make_no_sense_are_refused(folder: Path, key: str, value: Any) -> None:
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    with pytest.raises(CheckpointError, match=rf"unet/config\.json has {key} .*, which no supported checkpoint has"):
+        opened(folder)
+
+
+def test_a_controlnet_without_its_sizes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel", "in_channels": 4}))
+    with pytest.raises(CheckpointError, match=r"config\.json has no cross_attention_dim, block_out_channels, cond"):
+        Checkpoint.open(str(tmp_path))

@@ -6,6 +6,7 @@ import pickle
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -287,7 +288,7 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, whole: bool) -> None:
     else:
         path.write_bytes(pickle.dumps(content))
     with pytest.raises(
-        CheckpointError, match=r"model\.ckpt (holds more than weights|cannot be loaded) ?.*\.safetensors"
+        CheckpointError, match=r"model\.ckpt (holds more than weights|is cut short, or not in) ?.*\.safetensors"
     ):
         Checkpoint.open(str(path))
     assert not harmed.exists()
@@ -295,11 +296,11 @@ def test_code_in_a_pickle_is_never_run(tmp_path: Path, whole: bool) -> None:
     assert harmed.exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a pickle at all", b"PK\x03\x04 cut zip"])
+@pytest.mark.parametrize("content", [b"", b"not a pickle at all", b"PK\x03\x04 cut zip", b"\x89PNG\r\n"])
 def test_a_damaged_ckpt_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "model.ckpt"
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"model\.ckpt [^\n]+ \.safetensors[^\n]*$"):
+    with pytest.raises(CheckpointError, match=r"model\.ckpt is cut short, or not in [^\n]+ \.safetensors[^\n]*$"):
         Checkpoint.open(str(path))
 
 
@@ -332,3 +333,22 @@ def test_the_architecture_may_be_said(file: Path, folder: Path, monkeypatch: pyt
     monkeypatch.setitem(ARCHITECTURES, "sd14", small("sd14"))
     monkeypatch.setattr(single_file, "shapes_of", None)
     assert Checkpoint.open(str(file), "sd14", str(folder / "tokenizer")).family == "sd1"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"data_offsets": [0], "shape": [1]}},
+        {"a": {"data_offsets": [0, "end"], "shape": [1]}},
+        {"a": {"data_offsets": [0, 4], "shape": 1}},
+        {"a": {"data_offsets": [0, 4], "shape": ["wide"]}},
+        {"a": []},
+        [],
+        {},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_told(tmp_path: Path, header: Any) -> None:
+    text = json.dumps(header).encode()
+    (tmp_path / "m.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(CheckpointError, match="no safetensors file or is cut short"):
+        shapes_of(tmp_path / "m.safetensors")
