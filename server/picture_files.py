@@ -45,7 +45,7 @@ OTHERS: tuple[tuple[int, bytes, str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class PictureLimits:
-    """What the operator lets in; decoding takes about 12 bytes of memory per pixel.
+    """What the operator lets in; decoding takes up to 16 bytes of memory per pixel.
 
     Attributes:
         max_bytes: of the file; its base64 text may be half as long again.

@@ -37,11 +37,11 @@ def read(picture: Image.Image, file_format: str = "PNG", **options: object) -> P
     return read_picture(saved(picture, file_format, **options), LIMITS)
 
 
-def grey16(values: npt.NDArray[np.uint16], *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG of 16-bit grey, with further chunks."""
-    height, width = values.shape
+def deep_png(values: npt.NDArray[np.uint16], colour: int, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG of 16 bits per channel, of one of PNG's colour types, with further chunks."""
+    height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)), *chunks]
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)), *chunks]
     parts += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
     framed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in parts]
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
@@ -137,14 +137,25 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 def test_deep_grey_is_rounded_and_not_clipped() -> None:
     values = np.arange(2**16, dtype=np.uint16).reshape(256, 256)
-    came = read_picture(grey16(values), LIMITS)
+    came = read_picture(deep_png(values, 0), LIMITS)
     assert np.array_equal(came, np.rint(values / 257).astype(np.uint8)[..., None].repeat(3, -1))
-    assert np.array_equal(read_mask(grey16(values), LIMITS), came[..., 0])
+    assert np.array_equal(read_mask(deep_png(values, 0), LIMITS), came[..., 0])
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_deep_colours_are_cut_to_their_high_bytes(colour: int, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 2**16, (5, 7, channels), np.uint16)
+    if channels != 3:
+        values[..., -1] = 2**16 - 1
+    came = read_picture(deep_png(values, colour), LIMITS)
+    assert np.array_equal(
+        came, (values[..., : -1 if channels != 3 else None] >> 8).astype(np.uint8) + np.zeros(3, np.uint8)
+    )
 
 
 def test_deep_grey_may_have_a_transparent_level() -> None:
     values = np.array([[1000, 1001, 40000]], np.uint16)
-    came = read_picture(grey16(values, (b"tRNS", struct.pack(">H", 1000))), LIMITS)
+    came = read_picture(deep_png(values, 0, (b"tRNS", struct.pack(">H", 1000))), LIMITS)
     assert came[0, :, 0].tolist() == [255, 4, 156]
 
 
@@ -152,7 +163,7 @@ def test_deep_grey_is_turned_upright() -> None:
     values = np.arange(0, 60_000, 10_000, dtype=np.uint16).reshape(2, 3)
     exif = Image.Exif()
     exif[ORIENTATION] = 6
-    came = read_picture(grey16(values, (b"eXIf", exif.tobytes()[6:])), LIMITS)
+    came = read_picture(deep_png(values, 0, (b"eXIf", exif.tobytes()[6:])), LIMITS)
     assert np.array_equal(came[..., 0], np.rot90(np.rint(values / 257), -1))
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from server.errors import InvalidRequest
 from server.image import Pixels
 from server.masks import binarised, fill_masked, latent_mask, masked_picture, prepare_mask
-from server.resizing import to_network
+from server.resizing import resize, to_network
 
 
 def disc(height: int = 64, width: int = 96, radius: float = 20) -> Pixels:
@@ -112,6 +112,20 @@ def test_the_latents_hard_mask_equals_torchs(height: int, width: int, latent_hei
     came = latent_mask(mask, latent_height, latent_width)
     assert np.array_equal(came, expected[0].numpy())
     assert came.dtype == np.float32
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 64), (32, 96)])
+def test_a_mask_on_its_way_to_the_latents_equals_diffusers(height: int, width: int) -> None:
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    mask = prepare_mask(disc(57, 91), (57, 91), blur=3)
+    processor = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    whole = processor.preprocess(Image.fromarray(mask), height, width)
+    expected = torch.nn.functional.interpolate(whole, size=(height // 8, width // 8))
+    drawn = resize(mask, height, width)
+    assert np.array_equal(binarised(drawn), whole[0, 0].numpy())
+    assert np.array_equal(latent_mask(drawn, height // 8, width // 8), expected[0].numpy())
 
 
 def test_the_latents_soft_mask_is_the_mean_of_what_each_covers() -> None:

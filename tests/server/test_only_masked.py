@@ -8,7 +8,7 @@ from PIL import Image, ImageFilter
 
 from server.image import Pixels
 from server.only_masked import Box, crop_region, cut_out, paste_back, whole_box
-from server.resizing import resize
+from server.resizing import resize, to_network
 
 SIDE = st.integers(1, 80)
 
@@ -58,6 +58,20 @@ def test_a_cut_out_has_the_drawn_size_and_mask_and_picture_stay_together() -> No
     assert cut.shape == (64, 96, 3)
     assert np.array_equal(cut, resize(pixels[20:60, 10:70], 64, 96, mode="pad"))
     assert np.array_equal(cut_out(pixels[..., 2], box, 64, 96), cut[..., 2])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 128), (128, 64)])
+def test_what_the_network_is_shown_of_a_region_equals_diffusers(height: int, width: int) -> None:
+    """Bit for bit where the region has the drawn proportions; see server.resizing for the bars where it has not."""
+    from diffusers.image_processor import VaeImageProcessor
+
+    pixels, mask = noise(150, 170, 3), np.zeros((150, 170), np.uint8)
+    mask[70:90, 80:100] = 255
+    processor = VaeImageProcessor()
+    region = processor.get_crop_region(Image.fromarray(mask), width, height, pad=6)
+    expected = processor.preprocess(Image.fromarray(pixels), height, width, resize_mode="fill", crops_coords=region)
+    came = to_network(cut_out(pixels, crop_region(mask, 6, height, width), height, width))
+    assert np.array_equal(came, expected[0].numpy())
 
 
 @settings(deadline=None, database=None)

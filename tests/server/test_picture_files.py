@@ -319,11 +319,18 @@ def test_memory_stays_as_it_was_for_a_bomb(tmp_path: Path) -> None:
         assert peak_growth(statement=statement, data=data, folder=tmp_path) < 10
 
 
-def test_memory_is_bounded_for_the_largest_picture_let_in(tmp_path: Path) -> None:
-    pixels = 2**22
-    size = Image.new("RGBA", (2048, pixels // 2048), (1, 2, 3, 4))
-    grown = peak_growth(statement="read_picture(data, PictureLimits())", data=saved(size, "PNG"), folder=tmp_path)
-    assert grown < 18 * pixels / 2**20
+@pytest.mark.parametrize(
+    ("file_format", "options"),
+    [("PNG", {}), ("WEBP", {"lossless": True, "method": 0}), ("JPEG", {"progressive": True})],
+    ids=["PNG", "WebP", "JPEG"],
+)
+def test_memory_grows_with_the_pixels_and_no_faster(
+    file_format: str, options: dict[str, object], tmp_path: Path
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 4, (2048, 2048, 3 if file_format == "JPEG" else 4), np.uint8)
+    data = saved(Image.fromarray(pixels), file_format, **options)
+    grown = peak_growth(statement="read_picture(data, PictureLimits())", data=data, folder=tmp_path)
+    assert grown < 18 * 2048**2 / 2**20
 
 
 def test_pillows_own_limit_is_left_alone() -> None:
