@@ -133,6 +133,8 @@ class Manifest:
             content["recipe"] = _recipe(content["recipe"])
             content["profile"] = _profile(content["profile"])
             content["concessions"] = tuple(content["concessions"])
+            content |= {name: int(content[name]) for name in ("size", "modified_ns", "level", "peak_bytes")}
+            content["seconds"] = float(content["seconds"])
             found = cls(**content)
         except (FileNotFoundError, NotADirectoryError):
             raise PlanError(f"{path} does not exist, so nobody knows what its plan was made from; {REBUILD}") from None

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import logging
+import re
 import tempfile
 from collections.abc import Mapping
 from functools import cache
@@ -30,6 +31,9 @@ SIGNS_OF_DAMAGE = (
     "invalid_protobuf", "protobuf parsing failed", "no graph was found", "external data", "external initializer",
     "invalid_graph", "invalid model",
 )  # fmt: skip
+# Before each of the errors that led to one another, and before the text of one.
+MARK = re.compile(r"\[ONNXRuntimeError\] : \d+ : \w+ : ")
+PLACE = re.compile(r"[\w/]+\.cc:\d+ \S+ ")
 
 
 @cache
@@ -117,8 +121,14 @@ class OrtRunner:
                 return self._bound.run(feeds, sizes)
             values = self._session.run(self._outputs, dict(feeds))
         except Exception as error:  # ONNX Runtime raises bare pybind exceptions of several kinds
-            raise ProviderError(f"{self.provider} failed on {self.component.name}: {error}") from error
+            raise ProviderError(f"{self.provider} failed on {self.component.name}: {reason(error)}") from error
         return dict(zip(self._outputs, values, strict=True))
+
+
+def reason(error: Exception) -> str:
+    """What ONNX Runtime says is wrong, without where in its source and how it got there."""
+    last = MARK.split(str(error))[-1]
+    return " ".join(PLACE.sub(" ", last).split()) or type(error).__name__
 
 
 def _session(component: Component, path: Path, provider: str, settings: Settings) -> Any:
@@ -150,7 +160,8 @@ def _plan_session(component: Component, plan: Path, provider: str, settings: Set
 def _session_options(settings: Settings) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = settings.threads
-    options.log_severity_level = 3
+    # Only what ends the process: errors are raised, and told once.
+    options.log_severity_level = 4
     # Spinning threads would take the cores from the other processes of the server between calls.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return options
@@ -172,10 +183,9 @@ def _open(path: Path, provider: str, settings: Settings, options: Any) -> Any:
             return ort.InferenceSession(path, options)
         session = ort.InferenceSession(path, options, providers=chain(provider, settings, available_providers()))
     except Exception as error:  # bare pybind exceptions again
-        text = str(error)
-        if any(sign in text.lower() for sign in SIGNS_OF_DAMAGE):
-            raise ArtefactError(f"{path} is damaged ({text}); run `python -m export` again") from error
-        raise ProviderError(f"{provider} cannot load {path}: {text}") from error
+        if any(sign in str(error).lower() for sign in SIGNS_OF_DAMAGE):
+            raise ArtefactError(f"{path} is damaged ({reason(error)}); run `python -m export` again") from error
+        raise ProviderError(f"{provider} cannot load {path}: {reason(error)}") from error
     # A provider whose libraries are missing is left out with a line in the log, and the CPU takes over.
     if session.get_providers()[0] != PROVIDERS[provider].theirs:
         raise ProviderError(f"{provider} is installed but does not start here; see that its CUDA libraries are found")

@@ -172,6 +172,8 @@ def altered(text: str, **changes: Any) -> str:
         (lambda text: altered(text, size=[1]) + "x", "is damaged"),
         (lambda text: altered(text, format=0), "another version"),
         (lambda text: altered(text, unknown=1), "is damaged"),
+        (lambda text: altered(text, size="large"), "is damaged"),
+        (lambda text: altered(text, seconds=[]), "is damaged"),
         (lambda text: altered(text, key="0" * 64), "was altered"),
         (lambda text: text.replace('"level": 3,', '"level": 5,'), "was altered"),
         (lambda text: text.replace('"precision": "fp16"', '"precision": "fp32"'), "was altered"),

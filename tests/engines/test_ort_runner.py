@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from engines import ort_runner
 from engines.component import Component, TensorSpec
 from engines.errors import ArtefactError, FeedError, ProviderError
-from engines.ort_runner import OrtRunner, available_providers
+from engines.ort_runner import OrtRunner, available_providers, reason
 from engines.providers import PROVIDERS, Settings
 
 WEIGHTS = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -324,3 +324,30 @@ def test_a_provider_that_cannot_load_a_good_file_is_a_provider_error(
     monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
     with pytest.raises(ProviderError, match=r"^cpu cannot load .*product\.onnx: no memory left$"):
         OrtRunner(PRODUCT, folder, "cpu")
+
+
+def test_of_errors_that_led_to_one_another_the_cause_is_told() -> None:
+    mark = "[ONNXRuntimeError] : 1 : FAIL : "
+    frames = f"{mark}Exception during initialization: /src/frame.cc:74 ort::Info::Info(const std::vector<int>&) "
+    assert (
+        reason(RuntimeError(f"{frames}{mark}tensor.cc:18 Get External data:\n too short")) == "External data: too short"
+    )
+    assert reason(RuntimeError(f"{mark}No such node.")) == "No such node."
+    assert reason(RuntimeError("plain")) == "plain"
+    assert reason(RuntimeError()) == "RuntimeError"
+
+
+def test_weights_that_are_cut_short_are_told_in_one_line(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(folder / PRODUCT.file)
+    onnx.save_model(
+        model, tmp_path / "cut.onnx", save_as_external_data=True, location="cut.onnx.data", size_threshold=0
+    )
+    (tmp_path / "cut.onnx.data").write_bytes(b"")
+    with pytest.raises(
+        ArtefactError,
+        match=r"cut\.onnx is damaged \(Deserialize tensor w failed. External initializer: [^\n]+\); run `python",
+    ):
+        OrtRunner(replace(PRODUCT, file="cut.onnx"), tmp_path, "cpu")
+    assert capfd.readouterr().err == ""
