@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m engines", description=__doc__)
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_build(commands.add_parser("build", help="compile an export's components; what is there already stays"))
+    _add_build(
+        commands.add_parser(
+            "build", help="compile an export's components; what is there stays, what an earlier export left goes"
+        )
+    )
     inspecting = commands.add_parser("inspect", help="what plans were made from, and whether they are still good")
     inspecting.add_argument("place", type=Path, metavar="DIR|PLAN", help="an export folder, or one plan")
     inspecting.add_argument("--here", action="store_true", help="also refuse what this machine cannot run, and say why")
@@ -47,7 +51,11 @@ def _add_build(made: argparse.ArgumentParser) -> None:
                       help="of the GPUs that the plans are for, such as 8.9; repeat for one plan for several "
                            "(default: the GPU at hand; with tensorrt_rtx, 8.0 and later)")  # fmt: skip
     made.add_argument("--refittable", action="store_true", help="weights can be exchanged later, as LoRA does")
-    made.add_argument("--strip", action="store_true", help="leave out the weights; they are put in at load")
+    made.add_argument(
+        "--strip",
+        action="store_true",
+        help="leave out the weights, for programs of your own that refit them: the server does not",
+    )
     made.add_argument("--level", type=level, default=3, help="builder optimisation, 0 to 5 (default: %(default)s)")
     made.add_argument("--memory-gb", type=gigabytes, default=0, help="scratch memory of a plan at most, in GiB")
     made.add_argument("--tf32", action="store_true", help="fp32 products may round to TF32: faster fp32 VAEs")

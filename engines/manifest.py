@@ -35,7 +35,8 @@ class Options:
 
     Attributes:
         refittable: weights can be exchanged later.
-        stripped: the plan leaves out the weights that can be exchanged; they are put in when it is loaded.
+        stripped: the plan leaves out the weights that can be exchanged; whoever loads it puts them in, which nothing
+            here does.
         level: of builder optimisation, 0 (fastest build) to 5 (fastest plan).
         memory_bytes: of scratch memory at most; 0 leaves it to the compiler.
         tf32: fp32 products may round their factors to 10 bits, for speed.
