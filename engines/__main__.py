@@ -114,7 +114,7 @@ def run_inspect(options: argparse.Namespace) -> int:
 
     machine = None
     if options.here:
-        from engines.compilers import this_machine
+        from engines.driver import this_machine
 
         machine = this_machine()
     found = findings(options.place, machine)

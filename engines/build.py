@@ -39,7 +39,7 @@ class Order:
     """What is to be built.
 
     Attributes:
-        compiler: one of `engines.compilers.COMPILERS`, or `auto`.
+        compiler: one of `engines.manifest.COMPILERS`, or `auto`.
         components: their names; none means all.
         resolutions: (height, width) in pixels; none means those of the export.
         rows: by component; others take `default_rows`.

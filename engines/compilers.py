@@ -17,13 +17,12 @@ from typing import Any, ClassVar
 
 from engines.build_reports import Watcher, failure, heeding_interrupts, monitor, recorder, unreadable
 from engines.component import Component, Precision
-from engines.driver import device_capability, tensorrt_version
-from engines.errors import BuildError, MemoryShortage, ProviderError
-from engines.manifest import Capability, CompilerName, Machine, Options, dotted
+from engines.driver import device_capability
+from engines.errors import BuildError, MemoryShortage
+from engines.manifest import COMPILERS, Capability, CompilerName, Options, dotted
 from engines.network_types import check_edges, check_types
 from engines.profiles import Profile
 
-COMPILERS: tuple[CompilerName, ...] = ("tensorrt", "tensorrt_rtx")
 USE_RTX = "POLYGRAPHY_USE_TENSORRT_RTX"
 # Networks are strongly typed from 10.0 on where that is asked for, and always from 11.0 on.
 OLDEST_TENSORRT, ALWAYS_TYPED = 10, 11
@@ -225,22 +224,3 @@ def _load_tensorrt() -> Any:
 
 def _load_rtx() -> Any:
     return importlib.import_module("tensorrt_rtx")
-
-
-def this_machine(name: str = "auto") -> Machine:
-    """Where plans of that compiler would run, if here. What runs them is enough: nothing of the compiler is loaded.
-
-    Raises:
-        ProviderError: there is no such library here.
-    """
-    for compiler in COMPILERS:
-        if name in ("auto", compiler) and (version := _runtime_version(compiler)):
-            return Machine(compiler, version, device_capability())
-    asked = "no TensorRT is here" if name == "auto" else f"{name} is not here, or runs no plans"
-    raise ProviderError(f"{asked}; install the compiler of the plans ({' or '.join(COMPILERS)}), or leave --plans out")
-
-
-def _runtime_version(compiler: CompilerName) -> str | None:
-    if importlib.util.find_spec(compiler) is not None:
-        return str(importlib.import_module(compiler).__version__)
-    return tensorrt_version() if compiler == "tensorrt" else None

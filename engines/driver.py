@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
+import importlib.util
 
-from engines.manifest import Capability
+from engines.errors import ProviderError
+from engines.manifest import COMPILERS, Capability, CompilerName, Machine
 
 # CUDA driver API: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
 CAPABILITY_ATTRIBUTES = (75, 76)
@@ -35,3 +38,22 @@ def tensorrt_version() -> str | None:
             library = ctypes.CDLL(f"libnvinfer.so.{major}")
             return ".".join(str(getattr(library, f"getInferLib{part}Version")()) for part in VERSION_PARTS)
     return None
+
+
+def this_machine(name: str = "auto") -> Machine:
+    """Where plans of that compiler would run, if here. What runs them is enough: nothing of the compiler is loaded.
+
+    Raises:
+        ProviderError: there is no such library here.
+    """
+    for compiler in COMPILERS:
+        if name in ("auto", compiler) and (version := _runtime_version(compiler)):
+            return Machine(compiler, version, device_capability())
+    asked = "no TensorRT is here" if name == "auto" else f"{name} is not here, or runs no plans"
+    raise ProviderError(f"{asked}; install the compiler of the plans ({' or '.join(COMPILERS)}), or leave --plans out")
+
+
+def _runtime_version(compiler: CompilerName) -> str | None:
+    if importlib.util.find_spec(compiler) is not None:
+        return str(importlib.import_module(compiler).__version__)
+    return tensorrt_version() if compiler == "tensorrt" else None

@@ -16,6 +16,9 @@ from engines.profiles import Profile, ShapeRange
 CompilerName: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 Capability: TypeAlias = tuple[int, int]
 
+# The preferred first.
+COMPILERS: tuple[CompilerName, ...] = ("tensorrt", "tensorrt_rtx")
+
 FORMAT = 1
 FOLDER = "plans"
 KEY_LETTERS = 12

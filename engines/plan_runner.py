@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from engines.compilers import this_machine
 from engines.component import Arrays, Component, PipelineSpec
+from engines.driver import this_machine
 from engines.errors import FeedError
 from engines.manifest import find_plan
 from engines.ort_runner import OrtRunner

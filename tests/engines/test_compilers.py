@@ -1,21 +1,18 @@
 """Compilers: the real TensorRT-RTX, and both generations of TensorRT as their documentation describes them."""
 
-import ctypes
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from engines import compilers
-from engines.compilers import available_compilers, open_compiler, this_machine
-from engines.driver import VERSION_PARTS
-from engines.errors import BuildError, ProviderError
+from engines import compilers, driver
+from engines.compilers import available_compilers, open_compiler
+from engines.driver import this_machine
+from engines.errors import BuildError
 from engines.manifest import Machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,7 +23,7 @@ from tests import fake_tensorrt
 version, capability, rows, *arguments = sys.argv[1:]
 fake_tensorrt.install(version)
 fake_tensorrt.Builder.rows = int(rows)
-from engines import compilers
+from engines import compilers, driver
 from engines.__main__ import main
 compilers.device_capability = lambda: json.loads(capability) and tuple(json.loads(capability))
 sys.exit(main(["build", *arguments, "--component", "unet", "--resolution", "64"]))
@@ -118,33 +115,8 @@ def test_what_tensorrt_cannot_do_is_told(
 
 def test_what_is_installed_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert available_compilers() == ("tensorrt_rtx",)
-    monkeypatch.setattr(compilers, "device_capability", lambda: (8, 9))
+    monkeypatch.setattr(driver, "device_capability", lambda: (8, 9))
     assert this_machine() == this_machine("tensorrt_rtx") == Machine("tensorrt_rtx", open_compiler().version, (8, 9))
-
-
-def test_plans_run_where_the_library_is_without_its_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in NVIDIA's image of Triton, which has neither the Python packages nor Polygraphy."""
-    library = SimpleNamespace(
-        **{f"getInferLib{part}Version": lambda n=n: n for n, part in enumerate(VERSION_PARTS, 10)}
-    )
-
-    def load(name: str) -> SimpleNamespace:
-        if name != "libnvinfer.so.10":
-            raise OSError("no such file")
-        return library
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    assert this_machine() == this_machine("tensorrt") == Machine("tensorrt", "10.11.12.13", None)
-    with pytest.raises(ProviderError, match=r"tensorrt_rtx is not here, or runs no plans; install the compiler"):
-        this_machine("tensorrt_rtx")
-
-
-@pytest.mark.parametrize(("name", "told"), [("auto", "no TensorRT is here"), ("cuda", "cuda is not here, or runs no")])
-def test_where_no_plan_can_run_the_error_says_so(name: str, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ProviderError, match=told):
-        this_machine(name)
 
 
 def test_without_a_compiler_the_error_says_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
