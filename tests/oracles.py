@@ -84,14 +84,19 @@ def scheduler(sampler: str, steps: int | None, kind: str = "normal", *, levels: 
     with patch.object(make, "set_timesteps", lambda self, *_: lay_out(self, 2)):
         made = make(**{key: value for key, value in wanted.items() if key in accepted} | special(kind))
     made.set_timesteps(**({} if steps is None else {"num_inference_steps": steps}), **(levels or {}))
-    if hasattr(made, "set_begin_index"):
-        made.set_begin_index(0)
+    begin_at(made, 0)
     return made
 
 
 def special(kind: str) -> dict[str, bool]:
     """The setting of diffusers that turns a sigma schedule on."""
     return {} if kind == "normal" else {f"use_{kind}_sigmas": True}
+
+
+def begin_at(made: Any, begin: int) -> None:
+    """As diffusers' pipelines tell a scheduler which of its timesteps is the first."""
+    if hasattr(made, "set_begin_index"):
+        made.set_begin_index(begin)
 
 
 def sharpened(made: Any) -> Any:
@@ -102,9 +107,9 @@ def sharpened(made: Any) -> Any:
     return made
 
 
-def assert_same_plan(table: Table, made: Any) -> None:
+def assert_same_plan(table: Table, made: Any, begin: int = 0) -> None:
     """The calls, their timesteps and the scale of the first latent."""
-    theirs = np.array([float(timestep) for timestep in made.timesteps])
+    theirs = np.array([float(timestep) for timestep in made.timesteps[begin:]])
     ours = table.lines[:, TIMESTEP].astype(np.float64)
     assert table.calls == len(theirs)
     # diffusers has the logarithms that it interpolates fractional timesteps from in single precision.
@@ -113,7 +118,7 @@ def assert_same_plan(table: Table, made: Any) -> None:
     assert abs(table.initial_scale / float(made.init_noise_sigma) - 1) <= 1e-6
 
 
-def assert_same_steps(table: Table, made: Any, *, calls: int | None = None, **options: Any) -> None:
+def assert_same_steps(table: Table, made: Any, *, calls: int | None = None, begin: int = 0, **options: Any) -> None:
     """The plan, then every input of the network and every next latent, on random outputs of the network.
 
     Their noise and ours come from two generators in the same state: what is drawn when must agree too. Noise is drawn
@@ -121,12 +126,13 @@ def assert_same_steps(table: Table, made: Any, *, calls: int | None = None, **op
 
     Args:
         calls: how many are compared; None means all.
+        begin: which of its timesteps is the first, as diffusers' image-to-image cuts them.
         options: further arguments of `step`.
     """
     import torch
 
-    assert_same_plan(table, made)
-    sharpened(made)
+    assert_same_plan(table, made, begin)
+    begin_at(sharpened(made), begin)
     outputs, shared, own = (torch.Generator().manual_seed(seed) for seed in (0, 7, 7))
     theirs = torch.randn(LATENT, generator=outputs).double() * float(made.init_noise_sigma)
     run = TableRun(table, theirs.numpy())
@@ -138,7 +144,7 @@ def assert_same_steps(table: Table, made: Any, *, calls: int | None = None, **op
 
     home = sys.modules[type(made).__module__]
     with patch.object(home, "randn_tensor", randn, create=True):
-        for call, timestep in enumerate(made.timesteps[:calls]):
+        for call, timestep in enumerate(made.timesteps[begin:][:calls]):
             assert apart(run.input, made.scale_model_input(theirs, timestep).numpy()) <= TOLERANCE, call
             output = torch.randn(LATENT, generator=outputs).double()
             theirs = made.step(output, timestep, theirs, return_dict=False, **options)[0].double()

@@ -51,7 +51,7 @@ def compare(
     **config: Any,
 ) -> None:
     """A run along the whole table of a sampler, and one of the class of diffusers that it is."""
-    options = {} if eta is None else {"eta": eta}
+    options: dict[str, Any] = {} if eta is None else {"eta": eta}
     settings: dict[str, Any] = {}
     if solver_order is not None:
         # LMS takes its order at every step.

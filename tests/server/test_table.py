@@ -191,14 +191,30 @@ def test_fused_columns_are_the_step_without_memory() -> None:
 def test_a_table_is_small_single_precision_and_cannot_be_changed() -> None:
     scale: Any = np.float64(14.6)
     table = compile_table(remembering, "epsilon", scale)
-    assert table.lines.dtype == table.moves.dtype == np.float32
+    assert table.lines.dtype == table.moves.dtype == table.levels.dtype == np.float32
     assert table.lines.shape == (table.calls, len(COLUMNS)) == (6, 13)
     assert type(table.initial_scale) is float
-    for values in (table.lines, table.moves):
+    for values in (table.lines, table.moves, table.levels):
         with pytest.raises(ValueError, match="read-only"):
             values[0, 0] = 1
     with pytest.raises(AttributeError):
         table.initial_scale = 2.0  # type: ignore[misc]
+
+
+def test_a_table_has_the_level_of_every_call_and_of_the_result() -> None:
+    levels = [Level(0.5, 2.0), Level(1.0, 0.25), Level(0.75, 0.125)]
+
+    def sampler(trace: Trace, x: Linear) -> Linear:
+        x, _ = trace.clean(x, levels[0], 9.0)
+        x, _ = trace.epsilon(x, levels[1], 5.0)
+        x, h = trace.raw(x, levels[1], 4.0, told=levels[2])
+        return x + h
+
+    table = compile_table(sampler, "epsilon", 1.0)
+    assert table.levels.tolist() == [[0.5, 2], [1, 0.25], [0.75, 0.125], [1, 0]]
+    # What the network is told does not change where the latent is.
+    assert table.lines[1, C_IN] == table.lines[2, C_IN]
+    assert Table.of(np.zeros((2, len(COLUMNS))), 1.0, ()).levels.tolist() == 3 * [[1, 0]]
 
 
 def test_columns_are_named_in_order() -> None:
