@@ -223,6 +223,7 @@ def test_a_place_that_cannot_be_written_ends_with_code_1(
     )
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_with_code_1_and_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Files of this process may not grow beyond 100 kB, as though that were the room left."""
     program = (

@@ -38,6 +38,7 @@ def test_attention_breaks_by_infinite_products(findings: dict[str, Finding]) -> 
     assert last.peak > largest > findings["attention"].readings[-2].peak
 
 
+@pytest.mark.slow
 def test_a_component_that_is_an_island_as_a_whole(whole_decoder: tuple[Component, Path]) -> None:
     component, folder = whole_decoder
     assert islands(component, folder) == ("whole",)
