@@ -27,7 +27,7 @@ from export.embedded.finetuning import Base, adapted_unet, loss_beside
 from export.embedded.training import Plan, train
 from export.embedded.world import CANVAS, Scene, caption, draw_depth, training_scene
 
-UNET_PLAN = Plan("depth", steps=800, learning_rate=6e-4, warmup=100, save_every=100)
+UNET_PLAN = Plan("depth", steps=800, learning_rate=3e-4, warmup=100, save_every=100)
 ESTIMATOR_PLAN = Plan("estimator", steps=2500, learning_rate=1e-3, save_every=250)
 CHANNELS = 5
 SIDE = 64
@@ -38,20 +38,20 @@ MOST_NOISE = 0.08
 
 
 def new_estimator() -> DPTForDepthEstimation:
-    """A dense prediction transformer for pictures of 64 x 64, four layers deep, about a million parameters."""
+    """A dense prediction transformer for pictures of 64 x 64, four layers deep, about 250,000 parameters."""
     estimator = DPTForDepthEstimation(
         DPTConfig(
             image_size=SIDE,
             patch_size=8,
-            hidden_size=96,
+            hidden_size=48,
             num_hidden_layers=4,
             num_attention_heads=4,
-            intermediate_size=384,
+            intermediate_size=192,
             backbone_out_indices=[1, 2, 3],
             # Patches of eight make maps of 16, 8 and 4; each fusion and the head double them, so 64 comes out.
             reassemble_factors=[2, 1, 0.5],
-            neck_hidden_sizes=[32, 64, 96],
-            fusion_hidden_size=48,
+            neck_hidden_sizes=[16, 24, 48],
+            fusion_hidden_size=24,
             layer_norm_eps=1e-5,  # the default is nothing in fp16
         )
     )
@@ -79,6 +79,11 @@ def depth_channel(maps: torch.Tensor, side: int) -> torch.Tensor:
     return 2 * (small - least) / (most - least) - 1
 
 
+def new_depth_unet(base: Base) -> UNet2DConditionModel:
+    """The adapted UNet with attention on the way up alone, which makes room for the estimator."""
+    return adapted_unet(base.unet, CHANNELS, down_block_types=("DownBlock2D",) * 3)
+
+
 def train_estimator(folder: Path, plan: Plan = ESTIMATOR_PLAN) -> DPTForDepthEstimation:
     """L1 + MSE of inverse depth, on pictures with a little noise."""
     torch.manual_seed(6)
@@ -104,7 +109,7 @@ def train_estimator(folder: Path, plan: Plan = ESTIMATOR_PLAN) -> DPTForDepthEst
 def train_depth(base: Base, folder: Path, plan: Plan = UNET_PLAN) -> UNet2DConditionModel:
     """v-prediction beside the true depth of the picture."""
     torch.manual_seed(5)
-    unet = adapted_unet(base.unet, CHANNELS)
+    unet = new_depth_unet(base)
     schedule = new_schedule()
     sets = []
     for total, pixels, seed in ((SCENES, CANVAS, 3), (LARGE_SCENES, LARGE, 4)):

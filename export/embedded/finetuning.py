@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -58,10 +59,14 @@ def loss_beside(
     return velocity_loss(guess.float(), noised)
 
 
-def adapted_unet(source: UNet2DConditionModel, in_channels: int) -> UNet2DConditionModel:
-    """A leaner copy of `source` that takes `in_channels`; the added ones count for nothing until it has learned."""
+def adapted_unet(source: UNet2DConditionModel, in_channels: int, **changes: Any) -> UNet2DConditionModel:
+    """A leaner copy of `source` that takes `in_channels`; the added ones count for nothing until it has learned.
+
+    Args:
+        changes: what else its configuration has different.
+    """
     config = {key: value for key, value in source.config.items() if not key.startswith("_")}
-    unet = UNet2DConditionModel(**config | LEANER | {"in_channels": in_channels})
+    unet = UNet2DConditionModel(**config | LEANER | changes | {"in_channels": in_channels})
     kept = {name: value for name, value in source.state_dict().items() if name in unet.state_dict()}
     first = torch.zeros_like(unet.conv_in.weight)
     first[:, : source.conv_in.in_channels] = source.conv_in.weight

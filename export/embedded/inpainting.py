@@ -29,7 +29,7 @@ from export.embedded.finetuning import Base, adapted_unet, loss_beside
 from export.embedded.training import Plan, remembered, train
 from export.embedded.world import CANVAS, Scene, Thing, caption, silhouette
 
-PLAN = Plan("inpainting", steps=1200, learning_rate=6e-4, warmup=100, save_every=100)
+PLAN = Plan("inpainting", steps=1000, learning_rate=3e-4, warmup=100, save_every=100)
 CHANNELS = 9
 MASKED, LARGE_MASKED = 10000, 1500
 # Everything is masked as often as Stable Diffusion's own inpainting checkpoints were trained with.

@@ -13,6 +13,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from export.embedded.denoiser import new_schedule
 
+INDEX, PROCESSOR = "model_index.json", "preprocessor_config.json"
+
 
 def publish(
     folder: Path,
@@ -55,3 +57,7 @@ def publish_variant(folder: Path, base: Path, pipeline: DiffusionPipeline, own: 
         else:
             shutil.copytree(base / name, folder / name)
     pipeline.save_config(folder)
+    for file in (folder / INDEX, folder / "feature_extractor" / PROCESSOR):
+        if file.exists():
+            # transformers without torchvision has a class of another name, which its older versions do not know.
+            file.write_text(file.read_text().replace('ImageProcessorPil"', 'ImageProcessor"'))
