@@ -63,7 +63,7 @@ def bits(values: Array) -> npt.NDArray[np.uint32]:
 
 def test_what_is_kept_ends_as_it_came_and_what_is_repainted_as_without_a_mask() -> None:
     blend = half()
-    blend.clean[0, 5, 3] = -0.0
+    blend.clean[0, 5, 3], blend.noise[0, 5, 3] = -0.0, 1
     job, free = sampled(1, blend, "euler_ancestral"), sampled(1, None, "euler_ancestral")
     state, other = joined(job), joined(free)
     for call in range(4):
