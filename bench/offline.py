@@ -21,7 +21,7 @@ from engines.errors import EngineError
 from engines.picture import Case, feeds
 from engines.profiles import depends_on_resolution, latent_sides
 from engines.providers import Settings, default_cache
-from engines.runner import Runner, available, open_runner
+from engines.runner import Runner, chosen_provider, open_runner
 from engines.verify import arithmetic
 
 # Side of the blocks that an exported graph counts a latent in.
@@ -71,7 +71,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows, sizes = numbers(options.rows, "--rows"), chosen_sizes(options.sizes, spec)
     if options.repeats < 1:
         raise EngineError("--repeats must be at least 1")
-    provider = available()[0] if options.provider == "auto" else options.provider
+    provider = chosen_provider(options.provider)
     settings = Settings(threads=options.threads, cache=default_cache())
     peaks: dict[str, float] = {}
     timings = []
@@ -146,7 +146,7 @@ def numbers(text: str, option: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def chosen_sizes(text: str, spec: PipelineSpec) -> Sequence[tuple[int, int]]:
+def chosen_sizes(text: str, spec: PipelineSpec, option: str = "--sizes") -> Sequence[tuple[int, int]]:
     """The export's resolutions that are named by their height; all where none is.
 
     Raises:
@@ -154,9 +154,9 @@ def chosen_sizes(text: str, spec: PipelineSpec) -> Sequence[tuple[int, int]]:
     """
     if not text:
         return spec.resolutions
-    heights = numbers(text, "--sizes")
+    heights = numbers(text, option)
     found = [(height, width) for height, width in spec.resolutions if height in heights]
     if len({height for height, _ in found}) < len(set(heights)):
         there = ", ".join(f"{height}x{width}" for height, width in spec.resolutions)
-        raise EngineError(f"--sizes {text} are not all exported, only {there}; export with --resolution")
+        raise EngineError(f"{option} {text}: the export is for {there}; export with --resolution")
     return found

@@ -19,7 +19,7 @@ from engines.component import Arrays, PipelineSpec
 from engines.errors import EngineError
 from engines.picture import Case, feeds
 from engines.providers import Settings, default_cache, openvino_precision
-from engines.runner import available, open_runner
+from engines.runner import chosen_provider, open_runner
 
 UNET = "unet"
 WARM_UP = 1
@@ -45,10 +45,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     if min(options.rows, options.repeats) < 1:
         raise EngineError("--rows and --repeats must be at least 1")
     spec = PipelineSpec.read(options.model)
-    case = Case(chosen_sizes(options.size, spec)[0], 0, options.rows)
+    case = Case(chosen_sizes(options.size, spec, "--size")[0], 0, options.rows)
     component = spec.component(UNET)
     fed = feeds(component, spec, case, case.rows)
-    provider = available()[0] if options.provider == "auto" else options.provider
+    provider = chosen_provider(options.provider)
     ours = open_runner(component, options.model, provider, Settings(threads=options.threads, cache=default_cache()))
     results = {}
     for name in options.peer or PEERS:

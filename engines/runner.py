@@ -102,6 +102,18 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in PREFERENCE if name in found)
 
 
+def chosen_provider(name: str) -> str:
+    """The preferred of the available providers for `auto`, else the named one.
+
+    Raises:
+        ProviderError: it is unknown or not available here.
+    """
+    present = available()
+    if name != "auto" and name not in present:
+        raise ProviderError(f"provider {name!r} is not available here; choose auto or one of {', '.join(present)}")
+    return present[0] if name == "auto" else name
+
+
 def open_runner(
     component: Component,
     folder: Path,
@@ -120,10 +132,7 @@ def open_runner(
     """
     if provider == FAKE:
         return FakeRunner(component)
-    present = available()
-    chosen = present[0] if provider == "auto" else provider
-    if chosen not in present:
-        raise ProviderError(f"provider {provider!r} is not available here; choose auto or one of {', '.join(present)}")
+    chosen = chosen_provider(provider)
     if chosen == OPENVINO:
         from engines.openvino_runner import OpenVinoRunner
 

@@ -7,6 +7,7 @@ the reference; `--reference` takes an fp32 export of the same checkpoint instead
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
 import platform
 import sys
@@ -20,11 +21,11 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.component import Arrays, Component, PipelineSpec, Precision
-from engines.driver import device_capability
-from engines.errors import ArtefactError, EngineError
+from engines.driver import device_capability, this_machine
+from engines.errors import ArtefactError, EngineError, ProviderError
 from engines.picture import TRAINED_STEPS, Case, context, decode, denoise, feeds
 from engines.providers import OPENVINO, Settings, default_cache, openvino_precision
-from engines.runner import Runner, available, open_plans, open_runner
+from engines.runner import Runner, chosen_provider, open_plans, open_runner
 
 Opener: TypeAlias = Callable[[Component], Runner]
 
@@ -176,8 +177,9 @@ def main_verify(options: argparse.Namespace) -> int:
         export.verify(folder)
     settings = Settings(threads=options.threads, precision=options.cpu_precision, cache=default_cache())
     case = Case(_size(options.size, spec), options.steps, options.rows)
-    names = options.component or list(spec.components)
-    chosen = available()[0] if options.provider == "auto" and not options.plans else options.provider
+    names = [spec.component(name).name for name in options.component or spec.components]
+    # Before the reference takes its minutes.
+    chosen = this_machine(options.provider).compiler if options.plans else chosen_provider(options.provider)
     expected = run_components(
         referred, case, names, lambda c: open_runner(c, reference, REFERENCE, Settings(threads=options.threads))
     )
@@ -275,4 +277,7 @@ def versions(provider: str) -> str:
     from engines import openvino_runner, ort_runner
 
     found = openvino_runner.versions() if provider == OPENVINO else ort_runner.versions()
+    with contextlib.suppress(ProviderError):
+        machine = this_machine(provider.split()[0])
+        found[machine.compiler] = machine.version
     return ", ".join(f"{name} {version}" for name, version in found.items())

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engines import verify
+from engines import runner, verify
 from engines.component import Component, PipelineSpec
 from engines.errors import ArtefactError, EngineError
+from engines.manifest import Machine
 from engines.providers import Settings
 from engines.runner import FakeRunner
 from engines.verify import SAME_PIXELS_PSNR, TOLERANCES, add_arguments, arithmetic, difference, main_verify, psnr
@@ -39,7 +40,7 @@ def verified(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
             return FakeRunner(component) if provider == "cpu" else Wrong(component, change)
 
         monkeypatch.setattr(verify, "open_runner", opened)
-        monkeypatch.setattr(verify, "available", lambda: ("cuda", "cpu"))
+        monkeypatch.setattr(runner, "available", lambda: ("cuda", "cpu"))
         monkeypatch.setattr(PipelineSpec, "verify", lambda spec, folder: None)
         return main_verify(options(fake_export, *arguments))
 
@@ -170,3 +171,24 @@ def test_a_damaged_export_is_refused_before_anything_runs(toy_export: Path) -> N
 def test_numbers_that_make_no_sense_are_refused(verified: Callable[..., int], wrong: tuple[str, str]) -> None:
     with pytest.raises(EngineError, match="--rows must be at least 1, and --steps 0 to 1000"):
         verified(lambda name, array: array, *wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--provider", "abacus"), "provider 'abacus' is not available here; choose auto or one of cuda, cpu"),
+        (("--plans", "--provider", "cuda"), "cuda is not here, or runs no plans"),
+        (("--component", "ears"), "has no component 'ears'"),
+    ],
+)
+def test_what_cannot_run_is_told_before_the_reference_does(
+    verified: Callable[..., int], monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], told: str
+) -> None:
+    monkeypatch.setattr(verify, "run_components", lambda *given: pytest.fail("the reference has begun"))
+    with pytest.raises(EngineError, match=told):
+        verified(lambda name, array: array, *arguments)
+
+
+def test_plans_are_told_with_the_compilers_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify, "this_machine", lambda name: Machine("tensorrt", f"11.4 of {name}", (8, 9)))
+    assert verify.versions("tensorrt plans").endswith(", tensorrt 11.4 of tensorrt")
