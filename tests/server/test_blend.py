@@ -127,12 +127,16 @@ def test_an_overflow_outside_the_mask_ends_there() -> None:
 
 
 def test_a_job_that_is_not_moved_is_not_blended() -> None:
-    job, healthy = sampled(1, half()), sampled(2, half())
-    state = joined(job, healthy)
-    before, other = state.latent(job), state.latent(healthy)
+    """In a bucket without a free slot, where a wrong one would be a neighbour's."""
+    job, healthy, fresh = sampled(1, half()), sampled(2, half()), sampled(2, half())
+    state, other = BucketState(2, SHAPE), joined(fresh)
+    state.join(job)
+    state.join(healthy)
+    before = state.latent(job)
     turn(state, job, healthy, broken=[job])
+    turn(other, fresh)
     assert np.array_equal(state.latent(job), before)
-    assert not np.array_equal(state.latent(healthy), other)
+    assert np.array_equal(state.latent(healthy), other.latent(fresh))
 
 
 def test_previews_show_what_is_kept_without_noise() -> None:
