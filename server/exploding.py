@@ -193,7 +193,7 @@ def dpm_fast(
     n = len(steps)
     blocks = [3] * (n // 3 - 1) + [2, 1] if n % 3 == 0 else [3] * (n // 3) + [n % 3]
     low = float(trained.sigmas[0])
-    high = steps[0].level.ratio if skipped else float(trained.sigmas[-1])
+    high = max(steps[0].level.ratio, low) if skipped else float(trained.sigmas[-1])
     sigmas = exponential(high, low, len(blocks) + 1).tolist()
     for calls, (sigma, target) in zip(blocks, pairwise(sigmas), strict=True):
         down = max(low, ancestral(sigma, target, eta)[0])

@@ -1,5 +1,6 @@
 """Image-to-image: how many steps a strength leaves, and where tables that start late end."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from server.errors import ScheduleError
 from server.levels import Choice
 from server.samplers import METHODS, sampler_table, skipped_steps
 from server.table import C_IN, TIMESTEP, Level, Table
-from tests.fakes import TableRun
+from tests.fakes import TableRun, trained
 from tests.gaussian import DATA, SD, Latent, sigma_at
 from tests.oracles import begin_at, scheduler
 
@@ -19,6 +20,7 @@ FORGETFUL = (
     *("euler", "euler_ancestral", "heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde"),
     *("ddim", "ddpm", "lcm", "tcd"),
 )
+KINDS = ("normal", "karras", "exponential", "sgm_uniform", "ddim_uniform")
 SPREAD = np.linspace(-2, 2, 9)
 TWICE = ("heun", "dpm2", "dpm2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde")
 
@@ -100,6 +102,19 @@ def test_a_late_table_is_the_table_of_its_levels_alone(sampler: str) -> None:
     alone = sampler_table(sampler, Choice("normal", sigmas=sigmas[6:]), SD)
     assert np.array_equal(part.moves, alone.moves)
     assert np.array_equal(part.levels, alone.levels)
+
+
+@pytest.mark.parametrize("sampler", METHODS)
+def test_every_strength_gives_a_finite_table(sampler: str) -> None:
+    schedule = trained(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")
+    for kind, steps, strength in product(KINDS, (1, 3, 20), (0.05, 0.34, 0.9, 1.0)):
+        if steps * strength < 1:
+            continue
+        for eta in (None, 0.0, 1.0):
+            table = sampler_table(sampler, Choice(kind, steps, strength=strength), schedule, eta)
+            assert np.isfinite(table.moves).all(), (kind, steps, strength)
+            assert np.isfinite(table.levels).all(), (kind, steps, strength)
+            assert (np.hypot(*table.levels.T) > 0.99).all()
 
 
 @pytest.mark.parametrize("sampler", sorted({*METHODS} - {"lcm", "tcd"}))
