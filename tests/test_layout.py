@@ -69,6 +69,11 @@ NUMERIC = (
     "noise",
     "philox",
     "variation",
+    "interpolation",
+    "latents",
+    "low_resolution",
+    "tiling",
+    "diffusers_tiling",
 )
 
 # `except Exception` is for outer edges, where one failure must not take the others down and the client must be
