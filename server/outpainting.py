@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from server.errors import InvalidRequest
 from server.image import Pixels
@@ -14,7 +13,6 @@ from server.picture_files import PictureLimits
 
 Fill = Literal["edge", "mirror", "grey", "noise"]
 FILLS: tuple[Fill, ...] = ("edge", "mirror", "grey", "noise")
-FloatArray = npt.NDArray[np.float64]
 
 GREY = 128
 # Side of the piece of noise that is made and repeated, pixels; its own edges fit together.
@@ -54,8 +52,7 @@ def extend(
     height, width = pixels.shape[:2]
     _check(extension, height, width, limits, feather)
     rows, columns = (extension.top, extension.bottom), (extension.left, extension.right)
-    fades = np.maximum(_fade(height, *rows, feather)[:, None], _fade(width, *columns, feather))
-    mask: Pixels = np.rint(fades * 255).astype(np.uint8)
+    mask: Pixels = np.maximum(_fade(height, *rows, feather)[:, None], _fade(width, *columns, feather))
     canvas = _canvas(pixels, rows, columns, fill, seed)
     canvas[extension.top : extension.top + height, extension.left : extension.left + width] = pixels
     return canvas, mask
@@ -88,13 +85,14 @@ def _check(extension: Extension, height: int, width: int, limits: PictureLimits,
         )
 
 
-def _fade(length: int, before: int, after: int, feather: int) -> FloatArray:
-    """1 in the room, from there on falling evenly, and 0 from `feather` pixels inside on."""
+def _fade(length: int, before: int, after: int, feather: int) -> Pixels:
+    """255 in the room, from there on falling evenly, and 0 from `feather` pixels inside on."""
     inside = np.arange(length)
     far = np.full(length, feather)
     depth = np.minimum(inside if before else far, inside[::-1] if after else far)
     falling = np.maximum(feather - depth, 0) / (feather + 1)
-    return np.concatenate([np.ones(before), falling, np.ones(after)])
+    fade: Pixels = np.rint(255 * np.concatenate([np.ones(before), falling, np.ones(after)])).astype(np.uint8)
+    return fade
 
 
 def _canvas(pixels: Pixels, rows: tuple[int, int], columns: tuple[int, int], fill: Fill, seed: int) -> Pixels:

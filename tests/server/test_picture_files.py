@@ -182,8 +182,12 @@ def test_a_size_of_zero_is_refused(data: bytes) -> None:
         check_picture(data, LIMITS)
 
 
-def test_the_operator_sets_the_limits() -> None:
-    data = saved(image(24, 40), "PNG")
+@pytest.mark.parametrize(
+    "data",
+    [saved(image(), "PNG"), saved(image(), "JPEG"), *(webp_of_size(40, 24, kind) for kind in ("VP8 ", "VP8L", "VP8X"))],
+    ids=["PNG", "JPEG", "VP8", "VP8L", "VP8X"],
+)
+def test_the_operator_sets_the_limits(data: bytes) -> None:
     for fits in (PictureLimits(max_bytes=len(data)), PictureLimits(max_side=40), PictureLimits(max_pixels=960)):
         assert check_picture(data, fits).width == 40
         assert check_picture(base64.encodebytes(data), fits).width == 40
