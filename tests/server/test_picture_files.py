@@ -170,10 +170,10 @@ def test_text_that_is_no_picture_is_shown_as_it_came(text: str) -> None:
     ],
 )
 def test_pictures_beyond_the_limits_are_refused_by_their_header(data: bytes) -> None:
-    started = time.perf_counter()
+    started = time.thread_time()
     with pytest.raises(InvalidRequest, match=r"sides of 1 to 8192 and at most 33554432 pixels in all: scale"):
         check_picture(data, LIMITS)
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 0.5
 
 
 @pytest.mark.parametrize("data", [png(0, 5), png(5, 0), jpeg_of_size(0, 5), webp_of_size(0, 5, "VP8 ")])
@@ -352,8 +352,8 @@ def test_checking_is_quick(file_format: str) -> None:
     data = saved(Image.fromarray(noise), file_format)
 
     def seconds() -> float:
-        started = time.perf_counter()
+        started = time.thread_time()
         check_picture(data, LIMITS)
-        return time.perf_counter() - started
+        return time.thread_time() - started
 
     assert min(seconds() for _ in range(5)) < 0.005
