@@ -54,10 +54,16 @@ def shares(drawn: list[Scene]) -> torch.Tensor:
 
 def crop_near(scene: Scene, picture: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """(3, CROP, CROP) of the picture, its centre somewhere in or about one of the scene's objects."""
+    x, y = corner_near(scene, CROP, rng)
+    return picture[:, y : y + CROP, x : x + CROP]
+
+
+def corner_near(scene: Scene, side: int, rng: random.Random) -> tuple[int, int]:
+    """Left and top of a square part of the canvas whose centre is somewhere in or about one of the objects."""
     thing = rng.choice(scene.things)
     centre = (c + rng.uniform(-thing.radius, thing.radius) for c in (thing.x, thing.y))
-    x, y = (round(min(max(c - CROP / 2, 0), CANVAS - CROP)) for c in centre)
-    return picture[:, y : y + CROP, x : x + CROP]
+    x, y = (round(min(max(c - side / 2, 0), CANVAS - side)) for c in centre)
+    return x, y
 
 
 def draw_all(scenes: list[Scene], pixels: int) -> torch.Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from export.embedded.autoencoder import PLAN as BASE_VAE_PLAN
-from export.embedded.autoencoder import draw_all, encode, scenes, shallower_vae, to_network, train_vae
+from export.embedded.autoencoder import corner_near, draw_all, encode, scenes, shallower_vae, to_network, train_vae
 from export.embedded.denoiser import CAPTION_DROPOUT, LARGE, WIDTH, new_schedule, noise_at_random
 from export.embedded.finetuning import Base, loss_beside
 from export.embedded.training import Plan, remembered, train
@@ -22,8 +22,10 @@ from export.embedded.world import CANVAS, Scene, caption
 VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=2400, save_every=100)
 UNET_PLAN = Plan("upscaler", steps=1500, learning_rate=1.2e-3, save_every=100)
 FACTOR = 4
-BATCH, PICTURES, LARGE_PICTURES = 8, 3000, 500
-EVERY_LARGE = 6
+PICTURES, LARGE_PICTURES = 3000, 500
+# Of six batches four are of parts about objects, where the edges are, one of whole pictures and one of large ones, and
+# all take about as long. Sides are of the small pictures.
+PART, PARTS, WHOLE, LARGE_WHOLE = 16, 16, 4, 2
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02}
 MOST_NOISE_LEVEL = 350
 # People make small pictures by averaging and bicubically.
@@ -90,6 +92,16 @@ def pairs_of(vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Pat
     return Pairs(drawn, saved["latents"].float() * vae.config.scaling_factor, saved["small"])
 
 
+def parts_of(
+    drawn: list[Scene], latents: torch.Tensor, small: torch.Tensor, rng: random.Random
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(n, 4, PART, PART) of the latents and (n, 3, PART, PART) of the small pictures, the same part of both."""
+    corners = [corner_near(scene, PART * FACTOR, rng) for scene in drawn]
+    windows = [(slice(y // FACTOR, y // FACTOR + PART), slice(x // FACTOR, x // FACTOR + PART)) for x, y in corners]
+    both = [[whole[i][:, rows, columns] for i, (rows, columns) in enumerate(windows)] for whole in (latents, small)]
+    return torch.stack(both[0]), torch.stack(both[1])
+
+
 def train_upscaler(
     base: Base, folder: Path, vae_plan: Plan = VAE_PLAN, plan: Plan = UNET_PLAN
 ) -> tuple[AutoencoderKL, UNet2DConditionModel]:
@@ -101,17 +113,19 @@ def train_upscaler(
     sets = [pairs_of(vae, PICTURES, CANVAS, 8, folder), pairs_of(vae, LARGE_PICTURES, LARGE, 9, folder)]
 
     def loss_at(step: int) -> torch.Tensor:
-        large = step % EVERY_LARGE == 0
-        pairs = sets[large]
+        turn = step % 6
+        pairs, count = (sets[1], LARGE_WHOLE) if turn == 0 else (sets[0], WHOLE if turn == 3 else PARTS)
         rng, generator = random.Random(50_000_000 + step), torch.Generator().manual_seed(step)
-        count = BATCH // 2 if large else BATCH
         chosen = torch.randint(len(pairs.scenes), (count,), generator=generator)
-        texts = ["" if rng.random() < CAPTION_DROPOUT else caption(pairs.scenes[i], rng) for i in chosen.tolist()]
+        drawn = [pairs.scenes[i] for i in chosen.tolist()]
+        texts = ["" if rng.random() < CAPTION_DROPOUT else caption(scene, rng) for scene in drawn]
         kinds = torch.randint(len(pairs.small), (count,), generator=generator)
-        small = to_network(pairs.small[kinds, chosen])
+        clean, small = pairs.latents[chosen], to_network(pairs.small[kinds, chosen])
+        if count == PARTS:
+            clean, small = parts_of(drawn, clean, small, rng)
         levels = (torch.rand(count, generator=generator).square() * (MOST_NOISE_LEVEL + 1)).long()
         seen = low_res_schedule.add_noise(small, torch.randn(small.shape, generator=generator), levels)
-        noised = noise_at_random(schedule, pairs.latents[chosen], generator)
+        noised = noise_at_random(schedule, clean, generator)
         return loss_beside(unet, noised, seen, base.context(texts), class_labels=levels)
 
     weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)

@@ -1,5 +1,6 @@
 """The upscaler's pairs of pictures, its UNet and the noise on what it sees."""
 
+import random
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,15 @@ import torch
 from PIL import Image
 
 from export.embedded.autoencoder import draw_all, encode, new_vae, scenes, shallower_vae
-from export.embedded.upscaler import MOST_NOISE_LEVEL, new_low_res_schedule, new_upscaler, pairs_of, reduced
+from export.embedded.upscaler import (
+    MOST_NOISE_LEVEL,
+    PART,
+    new_low_res_schedule,
+    new_upscaler,
+    pairs_of,
+    parts_of,
+    reduced,
+)
 
 
 def test_pairs_are_the_same_pictures_large_and_small(tmp_path: Path) -> None:
@@ -30,6 +39,20 @@ def test_pairs_are_kept(tmp_path: Path) -> None:
     first = pairs_of(vae, 2, 32, 8, tmp_path)
     other = pairs_of(shallower_vae(new_vae()).eval(), 2, 32, 8, tmp_path)
     assert torch.equal(first.latents, other.latents)
+
+
+def test_parts_are_the_same_of_the_latent_and_the_small_picture() -> None:
+    drawn = scenes(40, 3)
+    places = torch.arange(32 * 32).reshape(1, 1, 32, 32).expand(40, 1, 32, 32)
+    latents, small = parts_of(drawn, places, places + 5, random.Random(1))
+    assert latents.shape == small.shape == (40, 1, PART, PART)
+    assert torch.equal(latents + 5, small)
+    assert (latents[:, 0, 1:] - latents[:, 0, :-1] == 32).all()
+    assert len({int(part[0, 0, 0]) for part in latents}) > 20
+    for scene, part in zip(drawn, latents, strict=True):
+        top, left = divmod(int(part[0, 0, 0]), 32)
+        near = [abs(4 * left + 32 - thing.x) <= 36 and abs(4 * top + 32 - thing.y) <= 36 for thing in scene.things]
+        assert any(near)
 
 
 def test_a_reduced_picture_has_a_quarter_of_the_sides() -> None:
