@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -91,11 +93,17 @@ def shallower_vae(source: AutoencoderKL) -> AutoencoderKL:
     return vae
 
 
-def train_vae(folder: Path, plan: Plan = PLAN, vae: AutoencoderKL | None = None) -> AutoencoderKL:
+def train_vae(
+    folder: Path,
+    plan: Plan = PLAN,
+    vae: AutoencoderKL | None = None,
+    wish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+) -> AutoencoderKL:
     """L1 + MSE + a very small KL term on crops around objects; sets `scaling_factor` to 1/std of the latents.
 
     Args:
         vae: what to begin with; a new one unless given.
+        wish: what else is to be small, of the means of the latents, (n, 4, h / f, w / f), and the pixels.
     """
     torch.manual_seed(0)
     vae = vae or new_vae()
@@ -113,7 +121,7 @@ def train_vae(folder: Path, plan: Plan = PLAN, vae: AutoencoderKL | None = None)
             decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
         kl = posterior.kl().mean() / target[0].numel()
         loss: torch.Tensor = functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + 1e-5 * kl
-        return loss
+        return loss + wish(posterior.mean.float(), target) if wish else loss
 
     averages = train(plan, nn.ModuleDict({"vae": vae}), loss_at, folder)
     vae.load_state_dict(averages["vae"])
@@ -121,6 +129,19 @@ def train_vae(folder: Path, plan: Plan = PLAN, vae: AutoencoderKL | None = None)
     scale = 1 / encode(vae, pictures(256, seed=2)).std().item()
     vae.register_to_config(scaling_factor=round(scale, 5))
     return vae
+
+
+@torch.no_grad()
+def rescale(vae: AutoencoderKL, scaling_factor: float) -> None:
+    """Change what `vae` multiplies its latents by, and the latents inversely: scaled latents stay what they are."""
+    factor = vae.config.scaling_factor / scaling_factor
+    channels = vae.config.latent_channels
+    moments = vae.quant_conv
+    moments.weight[:channels] *= factor
+    moments.bias[:channels] *= factor
+    moments.bias[channels:] += 2 * math.log(factor)  # of log-variances
+    vae.post_quant_conv.weight /= factor
+    vae.register_to_config(scaling_factor=scaling_factor)
 
 
 @torch.no_grad()

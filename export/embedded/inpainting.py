@@ -29,7 +29,7 @@ from export.embedded.finetuning import Base, adapted_unet, loss_beside
 from export.embedded.training import Plan, remembered, train
 from export.embedded.world import CANVAS, Scene, Thing, caption, silhouette
 
-PLAN = Plan("inpainting", steps=1000, learning_rate=3e-4, warmup=100, save_every=100)
+PLAN = Plan("inpainting", steps=2500, learning_rate=4e-4, warmup=100, save_every=100)
 CHANNELS = 9
 MASKED, LARGE_MASKED = 10000, 1500
 # Everything is masked as often as Stable Diffusion's own inpainting checkpoints were trained with.
@@ -158,6 +158,7 @@ def train_inpainting(base: Base, folder: Path, plan: Plan = PLAN) -> UNet2DCondi
         beside = torch.cat([masks, torch.where(whole, grey, data.kept[chosen])], dim=1)
         return loss_beside(unet, noised, beside, base.context(texts))
 
-    weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)
+    # Weights that begin at zero are far from where they must be, all others near.
+    weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder, quick="unet.conv_in.weight")
     unet.load_state_dict(weights["unet"])
     return unet.eval()

@@ -11,23 +11,36 @@ import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from torch import nn
+from torch.nn import functional
 
 from export.embedded.autoencoder import PLAN as BASE_VAE_PLAN
-from export.embedded.autoencoder import corner_near, draw_all, encode, scenes, shallower_vae, to_network, train_vae
+from export.embedded.autoencoder import (
+    corner_near,
+    draw_all,
+    encode,
+    rescale,
+    scenes,
+    shallower_vae,
+    to_network,
+    train_vae,
+)
 from export.embedded.denoiser import CAPTION_DROPOUT, LARGE, WIDTH, new_schedule, noise_at_random
 from export.embedded.finetuning import Base, loss_beside
 from export.embedded.training import Plan, remembered, train
 from export.embedded.world import CANVAS, Scene, caption
 
-VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=2400, save_every=100)
-UNET_PLAN = Plan("upscaler", steps=1500, learning_rate=1.2e-3, save_every=100)
+VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=3800, save_every=100)
+UNET_PLAN = Plan("upscaler", steps=2000, learning_rate=1.2e-3, save_every=100)
 FACTOR = 4
+LATENT_GAIN = 3.0  # brings the small picture to the spread that a VAE's latents have by themselves
 PICTURES, LARGE_PICTURES = 3000, 500
 # Of six batches four are of parts about objects, where the edges are, one of whole pictures and one of large ones, and
 # all take about as long. Sides are of the small pictures.
 PART, PARTS, WHOLE, LARGE_WHOLE = 16, 16, 4, 2
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02}
 MOST_NOISE_LEVEL = 350
+# Of Stable Diffusion's own upscaler; diffusers' pipeline takes no other.
+SCALING_FACTOR = 0.08333
 # People make small pictures by averaging and bicubically.
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC)
 
@@ -47,6 +60,12 @@ def new_upscaler() -> UNet2DConditionModel:
         norm_num_groups=16,
         num_class_embeds=1000,
     )
+
+
+def unlike_small_picture(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """How far three of the latent's channels are from the small picture, which the UNet then need only copy there."""
+    small = functional.avg_pool2d(pixels, FACTOR)
+    return 0.1 * functional.mse_loss(latents[:, :3], LATENT_GAIN * small)
 
 
 def new_low_res_schedule() -> DDPMScheduler:
@@ -106,7 +125,7 @@ def train_upscaler(
     base: Base, folder: Path, vae_plan: Plan = VAE_PLAN, plan: Plan = UNET_PLAN
 ) -> tuple[AutoencoderKL, UNet2DConditionModel]:
     """v-prediction beside the small picture, which has noise on it, more often little than much."""
-    vae = train_vae(folder, vae_plan, shallower_vae(base.vae))
+    vae = train_vae(folder, vae_plan, shallower_vae(base.vae), unlike_small_picture)
     torch.manual_seed(7)
     unet = new_upscaler()
     schedule, low_res_schedule = new_schedule(**BETAS), new_low_res_schedule()
@@ -130,4 +149,5 @@ def train_upscaler(
 
     weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)
     unet.load_state_dict(weights["unet"])
+    rescale(vae, SCALING_FACTOR)
     return vae, unet.eval()

@@ -2,7 +2,7 @@
 
 import torch
 
-from export.embedded.autoencoder import new_vae, shallower_vae
+from export.embedded.autoencoder import new_vae, rescale, shallower_vae
 
 
 def test_a_shallower_vae_begins_with_all_but_the_lowest_level() -> None:
@@ -20,6 +20,22 @@ def test_a_shallower_vae_begins_with_all_but_the_lowest_level() -> None:
         for name in parts:
             assert torch.equal(ours[name], theirs[name.replace(block, origin)]), name
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items() if ".mid_block." in name)
+
+
+def test_a_rescaled_vae_has_the_same_scaled_latents_and_pictures() -> None:
+    torch.manual_seed(1)
+    vae = new_vae().eval()
+    vae.register_to_config(scaling_factor=0.5)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(pixels).latent_dist
+        picture = vae.decode(before.mean).sample
+        rescale(vae, 0.08)
+        after = vae.encode(pixels).latent_dist
+        assert vae.config.scaling_factor == 0.08
+        torch.testing.assert_close(after.mean * 0.08, before.mean * 0.5)
+        torch.testing.assert_close(after.std * 0.08, before.std * 0.5)
+        torch.testing.assert_close(vae.decode(after.mean).sample, picture)
 
 
 def test_a_shallower_vae_has_latents_of_twice_the_side() -> None:

@@ -29,6 +29,7 @@ PIPELINES = {
     "upscaler": StableDiffusionUpscalePipeline,
 }
 LIMIT = 8e6
+PUBLISHED = sorted(BASE_FOLDER.parent.glob(f"{BASE_FOLDER.name}-*"))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,11 @@ def check_folder(folder: Path, name: str) -> None:
 def test_a_published_variant_is_small_and_shares_the_bases_files(folders: dict[str, Path], name: str) -> None:
     check_folder(folders[name], name)
     assert (folders[name] / "README.md").read_text() == "stays"
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_the_projects_own_variants_are_so_too(folder: Path) -> None:
+    check_folder(folder, folder.name.removeprefix(f"{BASE_FOLDER.name}-"))
 
 
 def test_diffusers_reads_it_as_what_it_is(folders: dict[str, Path], name: str) -> None:

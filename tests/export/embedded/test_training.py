@@ -90,6 +90,22 @@ def test_slow_networks_learn_at_a_quarter_of_the_rate(tmp_path: Path) -> None:
     torch.testing.assert_close(slow, fast / 4)
 
 
+def test_the_quick_parameter_learns_at_eight_times_the_rate(tmp_path: Path) -> None:
+    networks = nn.ModuleDict({"only": nn.Linear(2, 1)})
+    for parameter in networks.parameters():
+        nn.init.zeros_(parameter)
+
+    def loss_at(step: int) -> torch.Tensor:
+        loss: torch.Tensor = networks["only"](torch.ones(1, 2)).sum()
+        return loss
+
+    plan = Plan("rates", steps=1, learning_rate=0.1, warmup=1)
+    train(plan, networks, loss_at, tmp_path, quick="only.weight")
+    weight, bias = (networks["only"].get_parameter(name) for name in ("weight", "bias"))
+    torch.testing.assert_close(weight, torch.full((1, 2), -0.8))
+    torch.testing.assert_close(bias, torch.tensor([-0.1]))
+
+
 def test_the_result_is_the_average_and_not_the_last_step(tmp_path: Path) -> None:
     networks = toy()
     expected = {name: value.clone() for name, value in networks.state_dict().items()}
