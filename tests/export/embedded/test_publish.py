@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import pytest
@@ -91,7 +92,7 @@ def test_diffusers_reads_it_as_what_it_is(folders: dict[str, Path], name: str) -
     assert type(pipeline) is PIPELINES[name]
     pipeline.set_progress_bar_config(disable=True)
     picture = Image.new("RGB", (64, 64), "red")
-    inputs = {"mask_image": Image.new("L", (64, 64), 255)} if name == "inpainting" else {}
+    inputs: dict[str, Any] = {"mask_image": Image.new("L", (64, 64), 255)} if name == "inpainting" else {}
     if name != "upscaler":
         inputs["strength"] = 1.0
     else:

@@ -42,7 +42,7 @@ def noises(cases: list[Case]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed, _ in enumerate(cases)]
 
 
-def psnr(ours: npt.ArrayLike, theirs: npt.ArrayLike, where: npt.NDArray[np.bool_] | None = None) -> float:
+def psnr(ours: Image.Image, theirs: Image.Image, where: npt.NDArray[np.bool_] | None = None) -> float:
     errors = (np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)) ** 2
     return float(10 * np.log10(255**2 / (errors if where is None else errors[where]).mean()))
 
@@ -67,7 +67,9 @@ def test_inpainting_draws_what_is_asked_in_the_mask_and_leaves_the_rest() -> Non
     for case, image in zip(cases, drawn, strict=True):
         sight = judge.look(np.asarray(image.crop(tuple(case["box"]))))
         assert {"colour": sight.colour, "shape": sight.shape, "background": sight.background} == case["asked"]
-    outside = [psnr(*pair, np.asarray(mask) == 0) for *pair, mask in zip(drawn, pictures, masks, strict=True)]
+    outside = [
+        psnr(image, picture, np.asarray(mask) == 0) for image, picture, mask in zip(drawn, pictures, masks, strict=True)
+    ]
     assert np.mean(outside) > 28
 
 
