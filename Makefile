@@ -12,7 +12,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[client,export,triton,openvino,plans,bench,tracing,dev]'
+		--editable '.[client,export,triton,openvino,int8,plans,bench,tracing,dev]'
 	touch $@
 
 export: setup

@@ -111,7 +111,7 @@ def tasks(spec: PipelineSpec, order: Order, compiler: TensorRT) -> list[Task]:
 
     Raises:
         ArtefactError: a component was not exported.
-        BuildError: a resolution is impossible, or not one of the export's.
+        BuildError: a resolution is impossible, or not one of the export's; a component is in int8.
     """
     resolutions = list(dict.fromkeys(order.resolutions or spec.resolutions))
     latents = {resolution: latent_sides(resolution, spec.downscale) for resolution in resolutions}
@@ -123,6 +123,8 @@ def tasks(spec: PipelineSpec, order: Order, compiler: TensorRT) -> list[Task]:
     found = []
     for name in dict.fromkeys(order.components or spec.components):
         component = spec.component(name)
+        if component.precision == "int8":
+            raise BuildError(f"the {name} is in int8, which is made for CPUs; build from an export in fp16 instead")
         for resolution in resolutions if depends_on_resolution(component) else resolutions[:1]:
             found.append(_task(spec, order, compiler, component, resolution, latents[resolution]))
     return found

@@ -20,7 +20,7 @@ Dim: TypeAlias = int | str
 Arrays: TypeAlias = dict[str, npt.NDArray[Any]]
 Family: TypeAlias = Literal["sd1", "sd2", "x4", "sdxl", "sdxl_refiner", "controlnet"]
 Task: TypeAlias = Literal["text_to_image", "inpainting", "depth", "upscaling", "refining", "control"]
-Precision: TypeAlias = Literal["fp32", "fp16", "bf16"]
+Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 PIPELINE_FILE = "pipeline.json"
 FORMAT = 4

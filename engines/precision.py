@@ -76,9 +76,9 @@ WHOLLY_FP32 = {
 
 
 def plan_for(family: str, component: str, precision: Precision) -> PrecisionPlan:
-    """How a component of a checkpoint family computes when it is exported in `precision`."""
+    """How a component of a checkpoint family computes when it is exported in `precision`; int8 comes out of fp32."""
     islands = ISLANDS.get(component, ())
-    if precision == "fp32":
+    if precision in ("fp32", "int8"):
         return PrecisionPlan("fp32")
     if precision == "bf16":
         return PrecisionPlan("bf16", (*islands, RESIZE))

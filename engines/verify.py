@@ -53,6 +53,7 @@ TOLERANCES: Mapping[Precision, Tolerance] = {
     "fp32": Tolerance(largest=1e-2, mean=1e-4, psnr=50.0),
     "fp16": Tolerance(largest=1e-1, mean=5e-3, psnr=30.0),
     "bf16": Tolerance(largest=4e-1, mean=3e-2, psnr=20.0),
+    "int8": Tolerance(largest=1.0, mean=6e-2, psnr=20.0),
 }
 SAME_PIXELS_PSNR = 100.0
 
@@ -135,6 +136,8 @@ def psnr(ours: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8]) -> float
 
 def arithmetic(provider: str, component: Component, settings: Settings) -> Precision:
     """What a provider computes a component in."""
+    if component.precision == "int8":
+        return "int8"
     if provider == REFERENCE:
         return "fp32"
     if provider.startswith(OPENVINO):
@@ -168,6 +171,8 @@ def main_verify(options: argparse.Namespace) -> int:
     spec = PipelineSpec.read(options.folder)
     reference = options.reference or options.folder
     referred = PipelineSpec.read(reference)
+    if any(component.precision == "int8" for component in referred.components.values()):
+        raise EngineError(f"{reference} is in int8, no reference; give the export it was made of as --reference")
     if referred.fingerprint != spec.fingerprint:
         raise EngineError(f"{reference} is an export of another checkpoint than {options.folder}; give one of the same")
     if options.rows < 1 or not 0 <= options.steps <= TRAINED_STEPS:

@@ -140,8 +140,7 @@ def export_checkpoint(checkpoint: Checkpoint, folder: Path, options: Options) ->
         with unfinished(folder) as made:
             spec = _export(checkpoint, made, key, options, missing, kept)
             spec.write(made)
-            with locked(folder):
-                _publish(made, folder, spec)
+            publish(made, folder, spec)
     except OSError as error:
         raise unwritable(folder, error) from error
     return spec
@@ -190,17 +189,18 @@ def _export(
     )
 
 
-def _publish(made: Path, folder: Path, spec: PipelineSpec) -> None:
+def publish(made: Path, folder: Path, spec: PipelineSpec) -> None:
     """Move what is new; `pipeline.json` goes first and comes last, so that it never speaks of other files."""
-    (folder / PIPELINE_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
-    names = {path.name.partition(".")[0] for path in made.iterdir()}
-    for suffix in SUFFIXES:
-        for path in folder.glob(f"*{suffix}"):
-            if (name := path.name.removesuffix(suffix)) in names or name not in spec.components:
-                path.unlink()
-    for path in sorted(made.iterdir(), key=lambda path: path.name == PIPELINE_FILE):
-        path.rename(folder / path.name)
+    with locked(folder):
+        (folder / PIPELINE_FILE).unlink(missing_ok=True)
+        shutil.rmtree(folder / TOKENIZER_FOLDER, ignore_errors=True)
+        names = {path.name.partition(".")[0] for path in made.iterdir()}
+        for suffix in SUFFIXES:
+            for path in folder.glob(f"*{suffix}"):
+                if (name := path.name.removesuffix(suffix)) in names or name not in spec.components:
+                    path.unlink()
+        for path in sorted(made.iterdir(), key=lambda path: path.name == PIPELINE_FILE):
+            path.rename(folder / path.name)
 
 
 def write_tokenizer(checkpoint: Checkpoint, folder: Path, part: str = "tokenizer") -> None:

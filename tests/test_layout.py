@@ -39,6 +39,7 @@ DOORS = {
     "tensorrt": ("engines/compilers.py", "tests/"),
     "tensorrt_rtx": ("engines/compilers.py", "tests/"),
     "polygraphy": ("engines/compilers.py", "tests/"),
+    "nncf": ("export/int8.py", "tests/"),
     "numba": ("server/fused.py",),
     "onnxruntime": ("engines/ort_runner.py", "engines/binding.py", "tests/"),
     "onnxruntime_ep_openvino": ("engines/ort_runner.py", "tests/"),

@@ -192,3 +192,12 @@ def test_what_cannot_run_is_told_before_the_reference_does(
 def test_plans_are_told_with_the_compilers_version(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(verify, "this_machine", lambda name: Machine("tensorrt", f"11.4 of {name}", (8, 9)))
     assert verify.versions("tensorrt plans").endswith(", tensorrt 11.4 of tensorrt")
+
+
+def test_int8_is_no_reference(fake_export: Path, verified: Callable[..., int], tmp_path: Path) -> None:
+    spec = PipelineSpec.read(fake_export)
+    unet = replace(spec.component("unet"), precision="int8")
+    assert arithmetic("openvino", unet, Settings(precision="bf16")) == "int8"
+    replace(spec, components={**spec.components, "unet": unet}).write(tmp_path)
+    with pytest.raises(EngineError, match="is in int8, no reference; give the export it was made of"):
+        verified(lambda name, array: array, "--reference", str(tmp_path))
