@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 UNET = "unet"
 # Weights of the layers that stay in fp32: the first, the last and what the timestep goes through. On the embedded
-# checkpoint they are worth 7 dB of a picture, and the attention's products nothing.
+# checkpoint they are worth 7 dB of a picture in int8, and the attention's products nothing.
 EDGES = ("*conv_in.weight", "*conv_out.weight", "*time_emb*.weight", "*add_embedding*.weight", "*class_embedding*")
 # What is asked of image generators; a fleet gives its own, for ranges are best taken from what will be drawn.
 PROMPTS = (
@@ -206,7 +206,8 @@ def tokens(prompt: str, spec: PipelineSpec, folder: Path, encoder: str) -> list[
     number = encoder.removeprefix("text_encoder")
     tokenizer = Tokenizer.from_file(str(folder / spec.tokenizer / f"tokenizer{number}.json"))
     special = json.loads((folder / spec.tokenizer / f"config{number}.json").read_text(encoding="utf-8"))
-    start, end, pad = (tokenizer.token_to_id(special[name]) for name in ("start", "end", "pad"))
+    vocabulary = tokenizer.get_vocab()
+    start, end, pad = (vocabulary[special[name]] for name in ("start", "end", "pad"))
     words = tokenizer.encode(prompt, add_special_tokens=False).ids[: spec.context_length - 2]
     return [start, *words, end, *[pad] * (spec.context_length - 2 - len(words))]
 
