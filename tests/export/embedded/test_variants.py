@@ -73,6 +73,7 @@ def test_inpainting_draws_what_is_asked_in_the_mask_and_leaves_the_rest() -> Non
     assert np.mean(outside) > 28
 
 
+@pytest.mark.filterwarnings("ignore:In CPU autocast")
 def test_depth_keeps_the_layout_and_takes_the_colours_from_the_prompt() -> None:
     cases = CASES["depth"][:3]
     drawn = opened(StableDiffusionDepth2ImgPipeline, "depth")(
