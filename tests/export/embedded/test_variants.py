@@ -90,7 +90,7 @@ def test_depth_keeps_the_layout_and_takes_the_colours_from_the_prompt() -> None:
         nearest = np.stack([np.linalg.norm(pixels - COLOURS[name], axis=2) for name in names]).argmin(axis=0)
         things = [np.asarray(silhouette(thing, 128)) for thing in scene_of(case).things]
         for thing, seen in zip(things, case["asked"], strict=True):
-            assert (nearest[thing] == names.index(seen["colour"])).mean() > 0.8
+            assert (nearest[thing] == names.index(seen["colour"])).mean() > 0.7
             assert (nearest[~np.any(things, axis=0)] == names.index(seen["background"])).mean() > 0.9
 
 
