@@ -30,7 +30,7 @@ from export.embedded.training import Plan, remembered, train
 from export.embedded.world import CANVAS, Scene, caption
 
 VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=3800, save_every=100)
-UNET_PLAN = Plan("upscaler", steps=3000, learning_rate=1.2e-3, save_every=100)
+UNET_PLAN = Plan("upscaler", steps=5000, learning_rate=1.2e-3, save_every=100)
 FACTOR = 4
 LATENT_GAIN = 3.0  # brings the small picture to the spread that a VAE's latents have by themselves
 PICTURES, LARGE_PICTURES = 3000, 500
