@@ -23,7 +23,7 @@ Task: TypeAlias = Literal["text_to_image", "inpainting", "depth", "upscaling", "
 Precision: TypeAlias = Literal["fp32", "fp16", "bf16", "int8"]
 
 PIPELINE_FILE = "pipeline.json"
-FORMAT = 4
+FORMAT = 5
 
 
 def scaled_symbol(dim: str) -> tuple[Fraction, str]:
@@ -78,7 +78,9 @@ class TensorSpec:
 class Component:
     """One network of a checkpoint: its exported file and its tensors.
 
-    `parity` holds what export measured against torch: the largest and the mean absolute difference.
+    Attributes:
+        parity: what export measured against torch: the largest and the mean absolute difference.
+        source: SHA-256 over all that went into the file; empty where that is not known of it alone.
     """
 
     name: str
@@ -88,6 +90,12 @@ class Component:
     precision: Precision = "fp32"
     sha256: str = ""
     parity: Mapping[str, float] = field(default_factory=dict)
+    source: str = ""
+
+    def is_intact(self, folder: Path) -> bool:
+        """Whether its file in an export folder is as it was exported."""
+        path = folder / self.file
+        return path.is_file() and file_sha256(path) == self.sha256
 
     def bind(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, int]:
         """Check feeds against the inputs; returns the size of every symbol.
@@ -102,6 +110,10 @@ class Component:
         for spec in self.inputs:
             spec.bind(feeds[spec.name], bound)
         return bound
+
+    def size(self, folder: Path) -> int:
+        """Bytes of its exported file, and of its external data, in an export folder; 0 where there is none."""
+        return sum(part.stat().st_size for part in parts(folder / self.file) if part.is_file())
 
     def zeros(self, sizes: Mapping[str, int]) -> dict[str, npt.NDArray[Any]]:
         """Feeds of nothing, for a first call.
@@ -145,6 +157,8 @@ class PipelineSpec:
         tokenizer: folder of the tokenizer files, relative to `pipeline.json`; `tokenizer_sha256` is over their bytes.
         context_length: tokens per prompt chunk, start and end included.
         text_layers: of the text encoder.
+        low_res_schedule: scheduler configuration of the noise on an upscaler's picture; empty for others.
+        max_noise_level: of an upscaler; 0 for others.
         preview: what latents look like; a file always has it, and one made by hand is grey without it.
     """
 
@@ -164,6 +178,8 @@ class PipelineSpec:
     context_length: int
     text_layers: int
     components: Mapping[str, Component]
+    low_res_schedule: Mapping[str, Any] = field(default_factory=dict)
+    max_noise_level: int = 0
     preview: Projection = GREY
 
     def write(self, folder: Path) -> None:
@@ -239,10 +255,15 @@ def _projection(content: dict[str, Any], channels: int) -> Projection:
     return Projection(tuple(matrix), bias, float(content["r_squared"]))
 
 
+def parts(path: Path) -> tuple[Path, Path]:
+    """An exported file, and its external data, which it may have or not."""
+    return path, path.with_name(path.name + ".data")
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, and of its external data (`<file>.data`) when there is any."""
     digest = hashlib.sha256()
-    for part in (path, path.with_name(path.name + ".data")):
+    for part in parts(path):
         if part == path or part.exists():
             with part.open("rb") as stream:
                 while block := stream.read(1 << 20):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -71,6 +72,20 @@ class FakeRunner:
         for spec in self.component.inputs:
             key += _row_number(feeds[spec.name])
         return {spec.name: _fake_output(spec, bound, first, key) for spec in self.component.outputs}
+
+
+class SerialRunner:
+    """A runner that several threads may call; they take turns."""
+
+    def __init__(self, runner: Runner) -> None:
+        self.component = runner.component
+        self.provider = runner.provider
+        self._runner = runner
+        self._lock = threading.Lock()
+
+    def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
+        with self._lock:
+            return self._runner.infer(feeds)
 
 
 def _row_number(array: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -16,19 +16,23 @@ class TritonRunner:
     """Runs a component as a Triton model. Works only inside a Triton Python model's process.
 
     Args:
-        models: the model for latents of (height, width), where each has its own; without, that of the same name.
+        name: of the model; by default the component's.
+        models: the model for latents of (height, width), where each has its own.
     """
 
     provider = "triton"
 
-    def __init__(self, component: Component, models: Mapping[tuple[int, int], str] | None = None) -> None:
+    def __init__(
+        self, component: Component, name: str = "", models: Mapping[tuple[int, int], str] | None = None
+    ) -> None:
         self.component = component
+        self._name = name or component.name
         self._models = dict(models or {})
         self._triton: Any = importlib.import_module("triton_python_backend_utils")
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         sizes = self.component.bind(feeds)
-        model = self._models.get((sizes.get("height", 0), sizes.get("width", 0)), self.component.name)
+        model = self._models.get((sizes.get("height", 0), sizes.get("width", 0)), self._name)
         names = [spec.name for spec in self.component.outputs]
         request = self._triton.InferenceRequest(
             model_name=model,

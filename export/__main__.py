@@ -32,6 +32,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--component", action="append", default=[], choices=tuple(TENSORS), help="export this one only; repeat for more"
     )
+    made.add_argument(
+        "--reuse", type=Path, action="append", default=[],
+        help="another export folder: components of the same weights are taken from there; repeat for more",
+    )  # fmt: skip
     made.add_argument("--controlnet", action="store_true", help="let the UNet take a ControlNet's residuals")
     single = made.add_argument_group("for a single file")
     single.add_argument("--architecture", choices=tuple(ARCHITECTURES), help="where the file does not tell")
@@ -93,7 +97,11 @@ def _export(options: argparse.Namespace) -> int:
         checkpoint,
         options.out,
         Options(
-            options.resolution or [(native, native)], options.precision, options.controlnet, tuple(options.component)
+            options.resolution or [(native, native)],
+            options.precision,
+            options.controlnet,
+            tuple(options.component),
+            tuple(options.reuse),
         ),
     )
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

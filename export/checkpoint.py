@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from engines.catalog import COMPONENTS, Widths
 from engines.component import Family, Precision, Task
 from export.errors import CheckpointError
+from export.fingerprint import files_fingerprint
 
 # torch, diffusers and transformers take seconds to import: only what loads a network does.
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ INDEX_FILE = "model_index.json"
 NETWORK_FILE = "config.json"
 CONTROLNET = "ControlNetModel"
 # Where a component's weights are, unless in the folder of its name.
+# Of `StableDiffusionUpscalePipeline`, where the checkpoint does not say.
+MAX_NOISE_LEVEL = 350
 PART_OF = {"vae_encoder": "vae", "vae_decoder": "vae", "controlnet": ""}
 TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 TASKS: dict[int, Task] = {4: "text_to_image", 5: "depth", 7: "upscaling", 9: "inpainting"}
@@ -38,9 +40,7 @@ SIZES = {
     "text_encoder_2/config.json": ("num_hidden_layers", "projection_dim"),
 }
 CONTROLNET_SIZES = ("in_channels", "cross_attention_dim", "block_out_channels", "conditioning_embedding_out_channels")
-FINGERPRINTED = {".json", ".txt", ".safetensors", ".bin"}
 SUPPORTED = "Stable Diffusion 1.x, 2.x, XL with its refiner, the x4 upscaler and ControlNets"
-BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -167,10 +167,24 @@ class Checkpoint:
 
     @cached_property
     def schedule(self) -> dict[str, Any]:
-        """The scheduler's configuration as diffusers' pipeline has it: `steps_offset` is 1 whatever the file says."""
+        """The scheduler's configuration as diffusers' pipeline has it.
+
+        `steps_offset` is 1 whatever the file says, but for the upscaler, whose pipeline takes it as it is.
+        """
         if self.is_controlnet:
             return {}
-        return {"prediction_type": "epsilon", **self._json("scheduler/scheduler_config.json"), "steps_offset": 1}
+        found = {"prediction_type": "epsilon", **self._json("scheduler/scheduler_config.json")}
+        return found if self.task == "upscaling" else {**found, "steps_offset": 1}
+
+    @cached_property
+    def low_res_schedule(self) -> dict[str, Any]:
+        """The configuration of the noise on an upscaler's picture; empty for others."""
+        return self._json("low_res_scheduler/scheduler_config.json") if self.task == "upscaling" else {}
+
+    @property
+    def max_noise_level(self) -> int:
+        """Of that noise; 0 for others."""
+        return int(self._json(INDEX_FILE).get("max_noise_level", MAX_NOISE_LEVEL)) if self.task == "upscaling" else 0
 
     @cached_property
     def family(self) -> Family:
@@ -248,18 +262,17 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the names and bytes of the configuration and weight files."""
-        digest = hashlib.sha256()
         paths = [self.folder / (NETWORK_FILE if self.is_controlnet else INDEX_FILE)]
         for part in self.parts:
             paths += sorted((self.folder / part).rglob("*")) if part else sorted(self.folder.iterdir())
-        for path in [*paths, *([self.weights] if self.weights else [])]:
-            if path == self.weights or (path.is_file() and path.suffix in FINGERPRINTED):
-                inside = path.name if path == self.weights else str(path.relative_to(self.folder))
-                digest.update(f"{inside}\0{path.stat().st_size}\0".encode())
-                with path.open("rb") as stream:
-                    while block := stream.read(BLOCK):
-                        digest.update(block)
-        return digest.hexdigest()
+        return files_fingerprint(self.folder, paths, self.weights)
+
+    def part_fingerprint(self, component: str) -> str:
+        """The same of one component's files; empty where it has none of its own."""
+        part = PART_OF.get(component, component)
+        if self.weights or not part:
+            return ""
+        return files_fingerprint(self.folder, sorted((self.folder / part).rglob("*")))
 
     def network(self, part: str, precision: Precision = "fp32") -> Any:
         """A network in evaluation mode, its weights in that precision.

@@ -10,12 +10,14 @@ import logging
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engines.catalog import COMPONENTS, SIDE_MULTIPLE, Side, components_of
-from engines.component import GREY, PIPELINE_FILE, Component, PipelineSpec, Precision, file_sha256, folder_sha256
+from engines.component import GREY, PIPELINE_FILE, PipelineSpec, Precision, folder_sha256
 from engines.errors import ArtefactError
 from export.checkpoint import Checkpoint
 from export.errors import ExportError, unwritable
+from export.reuse import component_key, reused
 from export.unfinished import locked, unfinished
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ SOURCES = (
     "export/graph.py",
     "export/loading.py",
     "export/preview.py",
+    "export/reuse.py",
     "export/single_file.py",
     "export/to_onnx.py",
     "export/trace.py",
@@ -53,42 +56,42 @@ class Options:
         precision: of the weights and most arithmetic; inputs and outputs stay fp32.
         controlled: the UNet takes a ControlNet's residuals.
         components: those to export; empty means all.
+        reuse: other export folders, from which components of the same weights are taken.
     """
 
     resolutions: list[tuple[int, int]]
     precision: Precision = "fp32"
     controlled: bool = False
     components: tuple[str, ...] = ()
+    reuse: tuple[Path, ...] = ()
 
 
 def export_key(checkpoint: Checkpoint, options: Options) -> str:
     """SHA-256 over all that the exported files depend on: weights, options, tracing sources, libraries."""
+    parts = {"fingerprint": checkpoint.fingerprint, "controlled": options.controlled, **_ways(options)}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _ways(options: Options) -> dict[str, Any]:
+    """What every component depends on, beside its weights and its tensors."""
     root = Path(__file__).resolve().parent.parent
     sources = [root / source for source in SOURCES]
-    parts = {
-        "fingerprint": checkpoint.fingerprint,
+    return {
         "resolutions": options.resolutions,
         "precision": options.precision,
-        "controlled": options.controlled,
         "makers": {name: importlib.metadata.version(name) for name in MAKERS},
         "sources": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources},
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def exported(folder: Path, key: str) -> PipelineSpec | None:
     """The export of that key in `folder`, with those of its components whose files are unchanged; None if another's."""
     try:
         spec = PipelineSpec.read(folder)
-        intact = {name: component for name, component in spec.components.items() if _is_intact(folder, component)}
+        intact = {name: component for name, component in spec.components.items() if component.is_intact(folder)}
     except (ArtefactError, OSError):
         return None
     return dataclasses.replace(spec, components=intact) if spec.key == key else None
-
-
-def _is_intact(folder: Path, component: Component) -> bool:
-    path = folder / component.file
-    return path.is_file() and file_sha256(path) == component.sha256
 
 
 def check_resolutions(checkpoint: Checkpoint, resolutions: list[tuple[int, int]]) -> None:
@@ -157,16 +160,25 @@ def _export(
     from export.preview import preview_projection  # torch and diffusers take seconds to import
     from export.trace import trace_component
 
-    components = {
-        name: trace_component(checkpoint, folder, name, sides, options.resolutions, options.precision)
-        for name, sides in tensors.items()
-    }
+    ways, components, shared = _ways(options), {}, {}
+    for name, sides in tensors.items():
+        source = component_key(checkpoint, name, sides, ways)
+        if found := reused(source, name, options.reuse, SUFFIXES, folder):
+            components[name], shared[name] = found
+            logger.info("%s: as in another export", name)
+        else:
+            traced = trace_component(checkpoint, folder, name, sides, options.resolutions, options.precision)
+            components[name] = dataclasses.replace(traced, source=source)
     for part in checkpoint.tokenizers:
         write_tokenizer(checkpoint, folder / TOKENIZER_FOLDER, part)
     if kept:
         both = {**kept.components, **components}
         ordered = {name: both[name] for name in COMPONENTS[checkpoint.family, checkpoint.task] if name in both}
         return dataclasses.replace(kept, components=ordered)
+    if "vae_encoder" in shared and "vae_decoder" in shared:
+        preview = shared["vae_decoder"].preview
+    else:
+        preview = GREY if checkpoint.is_controlnet else preview_projection(checkpoint)
     text = checkpoint.text_config("text_encoder") or checkpoint.text_config("text_encoder_2")
     return PipelineSpec(
         checkpoint=checkpoint.name,
@@ -185,7 +197,9 @@ def _export(
         context_length=checkpoint.widths.context_length,
         text_layers=int(text.get("num_hidden_layers", 0)),
         components=components,
-        preview=GREY if checkpoint.is_controlnet else preview_projection(checkpoint),
+        low_res_schedule=checkpoint.low_res_schedule,
+        max_noise_level=checkpoint.max_noise_level,
+        preview=preview,
     )
 
 

@@ -54,6 +54,8 @@ def pipeline_spec() -> PipelineSpec:
         context_length=77,
         text_layers=12,
         components=components,
+        low_res_schedule={"_class_name": "DDPMScheduler", "beta_end": 0.02},
+        max_noise_level=350,
         preview=Projection(
             ((0.1, -0.2, 0.3), (1.5, 0.0, -2.0), (0.25, 0.5, 0.75), (4.0, 5.0, 6.0)), (0.0, 1.0, -1.0), 0.9
         ),
@@ -165,7 +167,7 @@ def test_read_names_the_file_and_the_remedy_when_it_is_missing(tmp_path: Path) -
         )
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, "3", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "5", None])
 def test_read_refuses_another_format(tmp_path: Path, version: Any) -> None:
     pipeline_spec().write(tmp_path)
     content = json.loads((tmp_path / PIPELINE_FILE).read_text())
@@ -202,12 +204,12 @@ def as_json() -> dict[str, Any]:
     "content",
     [
         b"",
-        b'{"format": 4,',
+        b'{"format": %d,' % FORMAT,
         b"[1, 2]",
         b"null",
         b"\xff\xfe\x00",
         b"{}",
-        b'{"format": 4}',
+        b'{"format": %d}' % FORMAT,
         without("family"),
         without("components"),
         without("components", "unet", "file"),

@@ -75,10 +75,20 @@ def test_the_model_is_called_as_the_component_with_all_its_tensors(triton: Stand
 
 def test_a_resolution_may_have_a_model_of_its_own(triton: StandIn) -> None:
     image = (TensorSpec("image", "float32", ("rows", "height", "width")), *MOMENTS.inputs[1:])
-    runner = TritonRunner(Component("vae_encoder", "", image, MOMENTS.outputs), {(3, 4): "vae_encoder_24x32"})
+    component = Component("vae_encoder", "", image, MOMENTS.outputs)
+    runner = TritonRunner(component, models={(3, 4): "vae_encoder_24x32"})
     for width in (4, 5):
         runner.infer({**FEEDS, "image": np.ones((2, 3, width), np.float32)})
     assert [request.model_name for request in triton.requests] == ["vae_encoder_24x32", "vae_encoder"]
+
+
+def test_a_further_checkpoints_model_has_another_name(triton: StandIn) -> None:
+    runner = TritonRunner(MOMENTS, "other-vae_encoder")
+    assert runner.infer(FEEDS)["mean"].tolist() == [3, 4]
+    triton.failure = "out of memory"
+    with pytest.raises(ProviderError, match=r"^Triton model other-vae_encoder failed: out of memory$"):
+        runner.infer(FEEDS)
+    assert [request.model_name for request in triton.requests] == ["other-vae_encoder"] * 2
 
 
 def test_outputs_outlive_the_response(triton: StandIn) -> None:

@@ -172,7 +172,18 @@ def test_the_key_covers_every_file_that_makes_an_export() -> None:
     """But not those that only raise, compare, or are called by hand."""
     others = {
         f"export/{name}.py"
-        for name in ("errors", "parity", "__init__", "__main__", "random_weights", "overflow", "rounding", "unfinished")
+        for name in (
+            "errors",
+            "parity",
+            "__init__",
+            "__main__",
+            "random_weights",
+            "overflow",
+            "rounding",
+            "unfinished",
+            "fingerprint",
+            "int8",
+        )
     }
     assert {path.relative_to(ROOT).as_posix() for path in (ROOT / "export").glob("*.py")} - others == {
         source for source in export.SOURCES if source.startswith("export/")
