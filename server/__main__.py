@@ -9,13 +9,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from server.config import BACKENDS, PLACEMENTS, ServerConfig
+from server.config import BACKENDS, COMPONENTS, PLACEMENTS, ServerConfig, named_model
 from server.errors import ServerError
-from server.request import FIELDS, Field, Value
+from server.fields import ARRAY_OF, FIELDS, Field, Value
 from server.sampler_names import SAMPLERS
 
 # What `generate` chooses itself.
-NOT_OFFERED = ("progress_interval", "preview_interval", "stream_images", "encoding", "output_format")
+NOT_OFFERED = (
+    *("progress_interval", "preview_interval", "stream_images", "encoding", "output_format"),
+    *ARRAY_OF.values(),
+)
+# Components that are in the loop's process unless something else is asked for.
+IN_PLACE = {"unet": "in_process"}
 TYPES = {"STRING": str, "INT64": int, "FP32": float}
 
 
@@ -41,15 +46,25 @@ def parser() -> argparse.ArgumentParser:
 def _field_option(target: argparse.ArgumentParser, field: Field) -> None:
     target.add_argument(
         f"--{field.name.replace('_', '-')}",
-        type=TYPES[field.datatype],
+        type=_file if field.picture else TYPES[field.datatype],
         nargs="+" if field.many else None,
         default=argparse.SUPPRESS,
         help=field.meaning.replace("%", "%%"),
     )
 
 
+def _file(path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read ({error.strerror})") from None
+
+
 def _launch_options(target: argparse.ArgumentParser) -> None:
-    target.add_argument("--model", type=Path, required=True, help="a folder written by `python -m export`")
+    target.add_argument(
+        "--model", type=named_model, action="append", required=True, metavar="[NAME=]DIR",
+        help="a folder written by `python -m export`; repeat for more checkpoints, the first is the default",
+    )  # fmt: skip
     target.add_argument("--address", default="127.0.0.1", help="address to listen on")
     for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
         target.add_argument(f"--{name}-port", type=int, default=port)
@@ -70,13 +85,16 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
     target.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
+    target.add_argument("--vae-tile", type=int, default=1024, help="pixels; larger pictures are decoded in such tiles")
+    target.add_argument("--picture-mb", type=int, default=20, help="of an image file that comes, at most")
+    target.add_argument("--picture-megapixels", type=int, default=32, help="of a picture that comes, at most")
     target.add_argument("--grace-seconds", type=float, default=60.0, help="for open requests after SIGTERM or SIGINT")
     target.add_argument(
         "--hang-seconds", type=float, default=60.0, help="a UNet call that takes longer is a hang; 0: never"
     )
-    defaults = {"text-encoder": "triton", "unet": "in_process", "vae-decoder": "triton"}
-    for component, place in defaults.items():
-        target.add_argument(f"--{component}", choices=PLACEMENTS, default=place, help=f"where it runs ({place})")
+    for component in COMPONENTS:
+        place, flag = IN_PLACE.get(component, "triton"), f"--{component.replace('_', '-')}"
+        target.add_argument(flag, choices=PLACEMENTS, default=place, help=f"where it runs ({place})")
     target.add_argument(
         "--backend", choices=BACKENDS, default="python", help="of Triton, for components that run in triton (python)"
     )
@@ -94,7 +112,9 @@ def launch(options: argparse.Namespace) -> int:
     from server.supervisor import Supervisor, serve_until_signal
 
     config = ServerConfig(
-        model=options.model.resolve(),
+        model=options.model[0][1],
+        name=options.model[0][0],
+        more=tuple(options.model[1:]),
         provider=options.provider,
         plans=options.plans,
         backend=options.backend,
@@ -107,22 +127,25 @@ def launch(options: argparse.Namespace) -> int:
         max_rows=options.max_rows,
         row_cap=options.row_cap,
         queue_limit=options.queue_limit,
-        text_encoder=options.text_encoder,
-        unet=options.unet,
+        vae_tile=options.vae_tile,
+        picture_bytes=options.picture_mb << 20,
+        picture_pixels=options.picture_megapixels << 20,
+        **{component: getattr(options, component) for component in COMPONENTS},
         response_cache_bytes=options.response_cache_mb << 20,
         trace_endpoint=options.trace_endpoint,
         log_level=options.log_level,
         log_json=options.log_json,
-        vae_decoder=options.vae_decoder,
     )
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
     server = TritonServer(config, ports, options.address)
     supervisor = Supervisor(server, grace_seconds=options.grace_seconds, hang_seconds=options.hang_seconds)
-    spec = PipelineSpec.read(config.model)
-    sizes = ", ".join(f"{h}x{w}" for h, w in spec.resolutions)
+    specs = {name: PipelineSpec.read(own.model) for name, own in config.checkpoints().items()}
+    listed = "; ".join(
+        f"{name} ({spec.task}) at {', '.join(f'{h}x{w}' for h, w in spec.resolutions)}" for name, spec in specs.items()
+    )
 
     def on_ready() -> None:
-        print(f"ready: {spec.checkpoint} at {sizes}; gRPC {server.grpc_url}, HTTP {server.http_url}", flush=True)
+        print(f"ready: {listed}; gRPC {server.grpc_url}, HTTP {server.http_url}", flush=True)
 
     return serve_until_signal(supervisor, on_ready)
 

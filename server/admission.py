@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from server.backlog import Backlog
 from server.config import ServerConfig
 from server.errors import Overloaded
+from server.job import Plot
 from server.request import Request
 from server.step_curve import StepCurve
 from server.urgency import Urgency
@@ -49,13 +50,11 @@ class Admission:
 
     Args:
         config: bounds.
-        curve: step-time curve of a size in pixels.
+        curve: step-time curve of a checkpoint at a size in pixels.
         clock: seconds, the jobs' own.
     """
 
-    def __init__(
-        self, config: ServerConfig, curve: Callable[[tuple[int, int]], StepCurve], clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, config: ServerConfig, curve: Callable[[Plot], StepCurve], clock: Callable[[], float]) -> None:
         self.backlog = Backlog()
         self.decode_seconds = 0.0
         self._config = config
@@ -67,12 +66,27 @@ class Admission:
         self._memory = 0
         self._clients: Counter[str] = Counter()
 
-    def cost(self, request: Request, calls: int, rows: int) -> Cost:
-        """What an image of so many UNet calls with so many rows each takes, as far as is known."""
-        curve = self._curve((request.height, request.width))
+    def cost(self, request: Request, passes: Sequence[tuple[Plot, int, int]]) -> Cost:
+        """What an image takes, as far as is known.
+
+        Args:
+            passes: where each is drawn, its UNet calls, and the rows of each call.
+        """
+        parts = [self._pass(*one) for one in passes]
+        return replace(
+            parts[0],
+            calls=sum(part.calls for part in parts),
+            seconds=sum(part.seconds for part in parts),
+            alone=sum(part.alone for part in parts),
+            full=sum(part.full for part in parts),
+            memory=max(part.memory for part in parts) + _brought(request),
+        )
+
+    def _pass(self, plot: Plot, calls: int, rows: int) -> Cost:
+        curve = self._curve(plot)
         cap = curve.row_cap(self._config.max_rows)
         call = curve.seconds(max(cap, rows))
-        pixels = request.height * request.width
+        pixels = plot.height * plot.width
         return Cost(
             calls=calls,
             seconds=calls * call * rows / max(cap, rows),
@@ -80,7 +94,7 @@ class Admission:
             full=calls * call,
             places=max(1.0, cap / rows),
             # Pixels while they are encoded and sent, and a latent of four channels at an eighth of the size.
-            memory=3 * pixels + pixels // 4 + len(request.prompt) + len(request.negative_prompt),
+            memory=3 * pixels + pixels // 4,
         )
 
     def enter(self, request: Request, cost: Cost) -> list[float]:
@@ -196,3 +210,11 @@ class Admission:
             share = min(1.0, (earlier + images - 1 - (places - 1) / 2) / earlier) if earlier else 0.0
             running = max(seconds + images * cost.seconds, seconds * share + running)
         return running + self.decode_seconds
+
+
+def _brought(request: Request) -> int:
+    """Bytes of what came with a request, for each of its images: texts, and pictures as files and as pixels."""
+    # Pixels, a mask, and what they become at the size that is drawn.
+    pixels = 4 * request.source_height * request.source_width + 4 * request.height * request.width
+    texts = len(request.prompt) + len(request.negative_prompt)
+    return texts + ((request.picture_bytes + pixels) // request.num_images if request.pictures else 0)

@@ -16,8 +16,8 @@ from tritonclient.utils import InferenceServerException
 
 from server.client import ERRORS, ERRORS_AS_DATA, KINDS, Result, input_tensors
 from server.errors import Overloaded, ServerError
+from server.fields import CANCEL, Value
 from server.repository import FACE, STREAM
-from server.request import CANCEL, Value
 
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
 # gRPC gives a broken connection the code that a server which refuses has, and other words.

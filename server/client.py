@@ -11,16 +11,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import tritonclient.grpc as grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
+from server.fields import CANCEL, FIELD_BY_NAME, Field, Raster, Value, unknown_field
 from server.image import Pixels
 from server.repository import FACE, STREAM
-from server.request import CANCEL, FIELD_BY_NAME, Value, unknown_field
 
-NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32}
+NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
 ERRORS: dict[str, type[ServerError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
     "UNAVAILABLE": Overloaded,
@@ -47,13 +48,16 @@ class Result:
         """(height, width, 3) uint8 per image."""
         request = self.metadata["request"]
         if request["output_format"] == "raw":
-            shape = (request["height"], request["width"], 3)
-            return [np.frombuffer(data, np.uint8).reshape(shape) for data in self.images]
+            sizes = self.metadata["sizes"]
+            pairs = zip(self.images, sizes, strict=True)
+            return [np.frombuffer(data, np.uint8).reshape(*size, 3) for data, size in pairs]
         return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in self.images]
 
 
 def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
     """Triton inputs for the fields of a request, of shape [1], or [n] for those that take many values.
+
+    Pictures are the bytes of a file, or arrays for the fields that take these.
 
     Raises:
         InvalidRequest: a name that is no field, or a value that its type cannot hold.
@@ -64,15 +68,31 @@ def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
         if field.name != name:
             raise InvalidRequest(unknown_field(name))
         try:
-            data = value.encode() if isinstance(value, str) else value
-            array = np.array(data if field.many else [data], dtype=NUMPY_TYPES[field.datatype]).reshape(-1)
+            array = _array(field, value)
         except (OverflowError, ValueError, TypeError):
-            raise InvalidRequest(f"{name} is {value!r}; send {field.allowed}") from None
+            raise InvalidRequest(f"{name} is {repr(value)[:80]}; send {field.allowed}") from None
         datatype = "BYTES" if field.datatype == "STRING" else field.datatype
         tensor = grpc.InferInput(name, list(array.shape), datatype)
         tensor.set_data_from_numpy(array)
         tensors.append(tensor)
     return tensors
+
+
+def _array(field: Field, value: Value) -> npt.NDArray[Any]:
+    dtype = NUMPY_TYPES[field.datatype]
+    if field.dims:
+        if isinstance(value, Raster):
+            given = np.frombuffer(value.data, dtype).reshape(value.shape)
+        else:
+            given = np.asarray(value)
+        with np.errstate(invalid="ignore"):
+            array = given.astype(dtype)
+        if not np.array_equal(array, given.astype(np.float32), equal_nan=True):
+            raise ValueError(f"values that {dtype.__name__} cannot hold")
+        # Triton takes as many dimensions as the model says.
+        return array[..., None] if array.ndim == 2 and field.dims.count(",") == 2 else array
+    data = value.encode() if isinstance(value, str) else value
+    return np.array(data if field.many else [data], dtype=dtype).reshape(-1)
 
 
 class Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -17,15 +17,20 @@ from server.errors import StartupError
 Placement: TypeAlias = Literal["in_process", "triton"]
 PLACEMENTS: tuple[Placement, ...] = ("in_process", "triton")
 Backend: TypeAlias = Literal["python", "onnxruntime", "tensorrt"]
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder", "depth_estimator")
+# Of these, what every checkpoint must have.
+REQUIRED = 3
 BACKENDS: tuple[Backend, ...] = ("python", "onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """One deployment of one exported checkpoint.
+    """One deployment of exported checkpoints.
 
     Attributes:
-        model: the export folder.
+        model: the export folder of the default checkpoint.
+        name: of the default checkpoint; empty takes the folder's.
+        more: name and export folder of further checkpoints.
         provider: of every component; see `engines.runner.open_runner`.
         plans: run the plans in the export folder by that provider, in place of the exported files.
         backend: of Triton that runs the components placed in `triton`: ours in Python, or one of its own.
@@ -43,13 +48,18 @@ class ServerConfig:
         queue_bytes: memory that unanswered requests may hold.
         response_cache_bytes: of answers that are kept for requests with a seed; 0 keeps none.
         step_seconds: (rows, seconds) of a UNet call at the first resolution; measured at start when empty.
-        text_encoder, unet, vae_decoder: where these components run.
+        vae_tile: side in pixels; larger pictures are decoded and encoded in tiles of that side, 0 does it whole.
+        picture_bytes: of an image file that comes.
+        picture_pixels: of a picture that comes.
+        text_encoder, unet, vae_decoder, vae_encoder, depth_estimator: where these components run.
         log_level: of the models' log.
         log_json: whether its lines are JSON.
         trace_endpoint: of an OpenTelemetry collector (OTLP over HTTP); empty traces nothing.
     """
 
     model: Path
+    name: str = ""
+    more: tuple[tuple[str, Path], ...] = ()
     provider: str = "auto"
     plans: bool = False
     backend: Backend = "python"
@@ -67,17 +77,35 @@ class ServerConfig:
     queue_bytes: int = 2 << 30
     response_cache_bytes: int = 0
     step_seconds: tuple[tuple[int, float], ...] = ()
+    vae_tile: int = 1024
+    picture_bytes: int = 20 << 20
+    picture_pixels: int = 32 << 20
     text_encoder: Placement = "triton"
     unet: Placement = "in_process"
     vae_decoder: Placement = "triton"
+    vae_encoder: Placement = "triton"
+    depth_estimator: Placement = "triton"
     log_level: str = "info"
     log_json: bool = False
     trace_endpoint: str = ""
 
     def placement(self, component: str) -> Placement:
         """Where a component runs."""
-        places = {"text_encoder": self.text_encoder, "unet": self.unet, "vae_decoder": self.vae_decoder}
-        return places[component]
+        place: Placement = getattr(self, component)
+        return place
+
+    def checkpoints(self) -> dict[str, ServerConfig]:
+        """The deployment of each checkpoint alone, by its name, the default one first.
+
+        Raises:
+            StartupError: two have one name.
+        """
+        found = {self.name or self.model.name: replace(self, more=())}
+        for name, model in self.more:
+            if name in found:
+                raise StartupError(f"two checkpoints are named {name!r}; tell them apart with --model NAME=DIR")
+            found[name] = replace(self, name=name, model=model, more=())
+        return found
 
     def settings(self, component: Component, spec: PipelineSpec) -> Settings:
         """How a component is run here; a GPU that compiles it is told the shapes that will come."""
@@ -97,7 +125,8 @@ class ServerConfig:
 
     def to_json(self) -> str:
         """As one string, for a `config.pbtxt` parameter."""
-        return json.dumps({**asdict(self), "model": str(self.model)})
+        more = [(name, str(model)) for name, model in self.more]
+        return json.dumps({**asdict(self), "model": str(self.model), "more": more})
 
     @classmethod
     def from_json(cls, text: str) -> ServerConfig:
@@ -111,8 +140,16 @@ class ServerConfig:
             known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
             sizes, curve = values.get("batch_sizes", ()), values.get("step_seconds", ())
             lists = {"batch_sizes": tuple(sizes), "step_seconds": tuple((int(r), float(s)) for r, s in curve)}
-            return cls(**{**known, **lists, "model": Path(values["model"])})
+            more = tuple((str(name), Path(model)) for name, model in values.get("more", ()))
+            return cls(**{**known, **lists, "model": Path(values["model"]), "more": more})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StartupError(
                 f"the model's `deployment` parameter cannot be read ({error}); start it with `python -m server launch`"
             ) from error
+
+
+def named_model(text: str) -> tuple[str, Path]:
+    """`NAME=DIR` or `DIR`, which is named as the folder is."""
+    name, _, folder = text.rpartition("=")
+    path = Path(folder).resolve()
+    return name or path.name, path

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -47,18 +47,26 @@ class Listener(Protocol):
 
 
 class Decoder:
-    """One thread that decodes what the loop has finished, and a few that encode.
+    """One thread that decodes what the loop has finished, or begins its next pass, and a few that encode.
 
     Args:
+        pipelines: by checkpoint.
         images: of one VAE decoder call, at most.
         listener: hears of every picture.
+        go_on: is handed each job whose next pass was begun.
         clock: seconds.
     """
 
     def __init__(
-        self, pipeline: Pipeline, images: int, listener: Listener, clock: Callable[[], float] = time.monotonic
+        self,
+        pipelines: Mapping[str, Pipeline],
+        images: int,
+        listener: Listener,
+        go_on: Callable[[Sequence[Job]], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pipeline = pipeline
+        self._pipelines = pipelines
+        self._go_on = go_on
         self._images = images
         self._listener = listener
         self._clock = clock
@@ -90,9 +98,9 @@ class Decoder:
             while open_ and len(held) < self._images and not self._inbox.empty():
                 open_ = self._receive(held, block=False)
             if held:
-                first = held[0].values.shape
-                together = [latent for latent in held if latent.values.shape == first]
-                held = [latent for latent in held if latent.values.shape != first]
+                first = _kind(held[0])
+                together = [latent for latent in held if _kind(latent) == first]
+                held = [latent for latent in held if _kind(latent) != first]
                 self.decode(together)
 
     def _receive(self, held: list[Latent], *, block: bool) -> bool:
@@ -106,13 +114,30 @@ class Decoder:
         for latent in (broken := [latent for latent in latents if not np.isfinite(latent.values).all()]):
             latent.job.reply.fail(ServerError("the latent is not finite: it overflowed; try other settings"))
         latents = [latent for latent in latents if latent not in broken]
+        for latent in (unfinished := [latent for latent in latents if _continues(latent)]):
+            self._begin_next(latent)
+        latents = [latent for latent in latents if latent not in unfinished]
         if latents:
             self._decode(latents)
+
+    def _begin_next(self, latent: Latent) -> None:
+        job = latent.job
+        try:
+            assert job.work.then is not None
+            job.following = job.work.then(latent.values)
+        except ServerError as error:
+            job.reply.fail(error)
+        except Exception as error:  # whatever a runner raises; this client must be answered
+            logger.exception("the next pass could not be begun")
+            job.reply.fail(ServerError(f"enlarging the picture failed: {error}"))
+        else:
+            self._go_on([job])
 
     def _decode(self, latents: list[Latent]) -> None:
         started = self._clock()
         try:
-            pictures = list(zip(latents, self._pipeline.decode(_stacked(latents)), strict=True))
+            pipeline = self._pipelines[latents[0].job.work.checkpoint]
+            pictures = list(zip(latents, pipeline.decode(_stacked(latents)), strict=True))
         except Exception as error:  # whatever a runner raises; every client must be answered
             logger.exception("decoding %d latents failed", len(latents))
             for latent in latents:
@@ -127,10 +152,12 @@ class Decoder:
         job = latent.job
         started = self._clock()
         try:
-            notes = file_texts(job.request, job.index, self._pipeline.spec.checkpoint)
+            if job.work.finish is not None:
+                pixels = job.work.finish(pixels)
+            notes = file_texts(job.request, job.index, self._pipelines[job.request.model].spec.checkpoint)
             data = encode_image(pixels, job.request.output_format, job.request.encoding, notes)
             self._listener.encoded(job, self._clock() - started)
-            job.reply.add_image(job.index, data, self._timing(latent), _steps_done(job))
+            job.reply.add_image(job.index, data, pixels.shape[:2], self._timing(latent), _steps_done(job))
         except Exception as error:  # whatever Pillow raises; this client must be answered, and the others too
             logger.exception("encoding an image failed")
             job.reply.fail(ServerError(f"encoding the image failed: {error}"))
@@ -143,7 +170,7 @@ class Decoder:
             "queue_seconds": job.started - job.arrival,
             "denoise_seconds": latent.finished - job.started,
             "decode_seconds": self._clock() - latent.finished,
-            "unet_rows": job.work.rows,
+            "unet_rows": job.rows_total,
             "unet_calls": job.call_share,
         }
 
@@ -155,4 +182,14 @@ def _stacked(latents: list[Latent]) -> Array:
 
 def _steps_done(job: Job) -> int | None:
     """Of a job that was handed out before its end."""
-    return None if job.status is JobStatus.FINISHED else job.step_index
+    return None if job.status is JobStatus.FINISHED else job.calls_done
+
+
+def _continues(latent: Latent) -> bool:
+    """Whether another pass follows; not if the job was given up and this is all there will be."""
+    return latent.job.work.then is not None and latent.job.status is JobStatus.NEW
+
+
+def _kind(latent: Latent) -> tuple[object, ...]:
+    """What latents of one call have in common."""
+    return latent.job.work.checkpoint, *latent.values.shape

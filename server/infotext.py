@@ -9,20 +9,21 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from PIL import Image
 
 from server.errors import InvalidRequest
-from server.request import FIELD_BY_NAME, Request
+from server.fields import ARRAY_OF, FIELD_BY_NAME
+from server.request import Request
 from server.sampler_names import SAMPLER_BY_NAME, find_sampler, find_schedule
 
 A1111_KEY, OWN_KEY = "parameters", "aquatint"
 # Fields that are about one request's way, not about its pictures.
 NOT_KEPT = (
     *("num_images", "output_format", "encoding", "priority", "timeout_ms", "progress_interval", "preview_interval"),
-    *("stream_images", "partial_result", "client_id", "request_id"),
+    *("stream_images", "partial_result", "client_id", "request_id", "model"),
+    *(*ARRAY_OF, *ARRAY_OF.values()),
 )
 _PAIR = re.compile(r'(\w[\w ]*):("(?:\\.|[^\\"])+"| "(?:\\.|[^\\"])+"|[^,]*)')
 # Where A1111's label is not ours with capitals.
@@ -36,8 +37,14 @@ _NOISE_LABELS = {"cpu": "CPU", "philox": "NV"}
 
 
 def picture_fields(request: Request, index: int) -> dict[str, Any]:
-    """The fields that draw image `index` of a request again, alone; those that have their defaults are left out."""
-    given = {k: v for k, v in asdict(request).items() if k not in NOT_KEPT and v not in (FIELD_BY_NAME[k].default, ())}
+    """The fields that draw image `index` of a request again, alone, but for the pictures that came with it.
+
+    Those that have their defaults are left out.
+    """
+    kept = [name for name in FIELD_BY_NAME if name not in NOT_KEPT]
+    given = {name: getattr(request, name) for name in kept}
+    given = {name: value for name, value in given.items() if value not in (FIELD_BY_NAME[name].default, ())}
+    given = {name: value for name, value in given.items() if value or name not in ("hires_height", "hires_width")}
     seed, subseed = request.seeds(index)
     return {**given, "seed": seed} | ({"subseed": subseed} if request.subseed_strength else {})
 
@@ -65,6 +72,7 @@ def infotext(request: Request, index: int, checkpoint: str) -> str:
         "Variation seed strength": f"{request.subseed_strength:g}" if varied else None,
         "Clip skip": request.clip_skip + 1 if request.clip_skip else None,
         "ENSD": request.noise_seed_delta or None,
+        "Denoising strength": None if request.strength is None else f"{request.strength:g}",
         "Eta": None if request.eta is None else f"{request.eta:g}",
         "RNG": _NOISE_LABELS[request.noise_source],
         "Version": "aquatint",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple
 
 from server.request import Request
 
@@ -13,10 +13,30 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from server.conditioning import Condition
-    from server.pipeline import Work
     from server.reply import Reply
+    from server.work import Work
 
-Bucket: TypeAlias = tuple[int, int, int]
+
+class Bucket(NamedTuple):
+    """What jobs have in common that may share a call: the checkpoint, the size in pixels, the tokens of context."""
+
+    checkpoint: str
+    height: int
+    width: int
+    tokens: int
+
+    @property
+    def plot(self) -> Plot:
+        """Without the tokens."""
+        return Plot(self.checkpoint, self.height, self.width)
+
+
+class Plot(NamedTuple):
+    """A checkpoint at a size in pixels: what the time of a UNet call depends on, beside its rows."""
+
+    checkpoint: str
+    height: int
+    width: int
 
 
 class JobStatus(Enum):
@@ -45,7 +65,9 @@ class Job:
         due: when it should be done, on the same clock; the earliest runs first.
         deadline: when it is no longer wanted, on the same clock.
         seconds: of the whole server that one of its calls is reckoned to take.
-        step_index: UNet calls done.
+        following: the pass that comes next, while the job is on its way there.
+        passed, rows_passed: UNet calls of the passes that are done, and their rows.
+        step_index: UNet calls done of this pass.
         drawn: the last call that noise was drawn for.
         slot: its line in the bucket's state while it runs.
         started: when its first call began; 0 before.
@@ -65,6 +87,9 @@ class Job:
     deadline: float | None = None
     seconds: float = 0.0
     status: JobStatus = JobStatus.NEW
+    following: Work | None = None
+    passed: int = 0
+    rows_passed: int = 0
     step_index: int = 0
     drawn: int = -1
     slot: int = -1
@@ -77,8 +102,8 @@ class Job:
 
     @property
     def bucket(self) -> Bucket:
-        """(height, width) in pixels and tokens of context; jobs of one bucket may share a call."""
-        return self.request.height, self.request.width, self.work.tokens
+        """Jobs of one bucket may share a call."""
+        return self.work.bucket
 
     @property
     def condition(self) -> Condition:
@@ -97,8 +122,35 @@ class Job:
 
     @property
     def calls(self) -> int:
-        """UNet calls from start to end."""
+        """UNet calls of this pass."""
         return self.work.table.calls
+
+    @property
+    def calls_left(self) -> int:
+        """UNet calls until the picture is finished."""
+        return self.calls - self.step_index + self.work.calls_after
+
+    @property
+    def calls_done(self) -> int:
+        return self.passed + self.step_index
+
+    @property
+    def calls_total(self) -> int:
+        """UNet calls of all passes."""
+        return self.passed + self.calls + self.work.calls_after
+
+    @property
+    def rows_total(self) -> int:
+        """Rows of the UNet calls of this pass and those before."""
+        return self.rows_passed + self.work.rows
+
+    def go_on(self) -> None:
+        """Begin the pass that follows."""
+        assert self.following is not None
+        self.passed += self.step_index
+        self.rows_passed += self.work.rows
+        self.work, self.following = self.following, None
+        self.step_index, self.drawn, self.clean = 0, -1, None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ from typing import TypeAlias
 
 from engines.component import PipelineSpec
 from engines.runner import FAKE
-from server.config import ServerConfig
+from server.config import COMPONENTS, REQUIRED, ServerConfig
 from server.errors import StartupError
 from server.installation import SHARED_MEMORY_BYTES, STUB, find_installation
 from server.ports import Ports, free_ports
 from server.process_group import Process, die_with_parent, kill_group, members
-from server.repository import COMPONENT_MODELS, ROOT, deployed_models, write_repository
+from server.repository import ROOT, deployed_models, write_repository
 from server.schedule import TrainedSchedule
 from server.tokenizer import PromptTokenizer
 
@@ -36,7 +36,15 @@ MODELS_FOLDER = "models"
 # Beside the repository: the launcher asks the stream to drain, the stream says when it has.
 DRAIN_FILE, DRAINED_FILE = "drain", "drained"
 SHARED_MEMORY = Path("/dev/shm")
-SERVED = (("sd1", "text_to_image"), ("sd2", "text_to_image"))
+SERVED = (
+    ("sd1", "text_to_image"),
+    ("sd1", "inpainting"),
+    ("sd1", "depth"),
+    ("sd2", "text_to_image"),
+    ("sd2", "inpainting"),
+    ("sd2", "depth"),
+    ("x4", "upscaling"),
+)
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0
 STOP_SECONDS = 40.0
@@ -261,7 +269,7 @@ def _wait_for(condition: Condition, seconds: float) -> bool:
     return met
 
 
-def check_deployment(config: ServerConfig) -> PipelineSpec:
+def check_deployment(config: ServerConfig) -> None:
     """Look at everything that can be wrong before a server is started, so that it is told in one sentence.
 
     Raises:
@@ -269,27 +277,30 @@ def check_deployment(config: ServerConfig) -> PipelineSpec:
         ScheduleError: the checkpoint's schedule is not supported.
         StartupError: the checkpoint is of a kind that is not served, or there is too little shared memory.
     """
+    for own in config.checkpoints().values():
+        _check_checkpoint(own)
+    if config.backend != "python":
+        find_installation().require_backend(config.backend)
+    _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
+
+
+def _check_checkpoint(config: ServerConfig) -> None:
     spec = PipelineSpec.read(config.model)
     _check_kind(spec)
     if config.provider != FAKE:
         spec.verify(config.model)
-    if config.backend != "python":
-        find_installation().require_backend(config.backend)
     TrainedSchedule.from_config(spec.schedule)
     PromptTokenizer(config.model / spec.tokenizer, spec.context_length)
-    _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
-    return spec
 
 
 def _check_kind(spec: PipelineSpec) -> None:
     """Raises StartupError where requests could not be answered with these components."""
     if (spec.family, spec.task) not in SERVED:
-        families = " and ".join(family for family, _ in SERVED)
+        kinds = ", ".join(f"{family} for {task}" for family, task in SERVED)
         raise StartupError(
-            f"{spec.checkpoint} is an {spec.family} checkpoint for {spec.task}; "
-            f"launch an export of one for text_to_image of {families}"
+            f"{spec.checkpoint} is an {spec.family} checkpoint for {spec.task}; launch an export of {kinds}"
         )
-    if missing := [name for name in COMPONENT_MODELS if name not in spec.components]:
+    if missing := [name for name in COMPONENTS[:REQUIRED] if name not in spec.components]:
         raise StartupError(f"{spec.checkpoint} was exported without {', '.join(missing)}; export every component")
     if any(tensor.name == "mid_residual" for tensor in spec.component("unet").inputs):
         raise StartupError(f"{spec.checkpoint} was exported for a ControlNet; export it without --controlnet")

@@ -6,7 +6,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -73,7 +73,7 @@ class DenoiseLoop:
     """One thread that owns the scheduler, the latents and the UNet.
 
     Args:
-        pipeline: what computes.
+        pipelines: what computes, by checkpoint.
         scheduler: what decides.
         finished: is handed each finished job with its latent and the time it ended; must return at once.
         watcher: who hears of it.
@@ -83,14 +83,14 @@ class DenoiseLoop:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        pipelines: Mapping[str, Pipeline],
         scheduler: Scheduler,
         finished: Finished,
         watcher: Watcher,
         batch_sizes: tuple[int, ...] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pipeline = pipeline
+        self._pipelines = pipelines
         self._scheduler = scheduler
         self._finished = finished
         self._watcher = watcher
@@ -176,14 +176,14 @@ class DenoiseLoop:
         self._tell(made, healthy)
         for job in finished:
             self._emit(job)
-        self._scheduler.isolate(
-            job for job in healthy if job.failures >= FAILURES_IN_COMPANY and job.status not in FINAL
-        )
+        self._scheduler.isolate(job for job in healthy if job.failures >= FAILURES_IN_COMPANY and job.slot >= 0)
         return True
 
     def _add(self, job: Job) -> None:
         """A request may have been given up while it was on its way here."""
         if job.status is JobStatus.NEW:
+            if job.following is not None:
+                job.go_on()
             self._scheduler.add(job)
         if job.reply.answered or job.reply.given_up is not None:
             self._give_up(job.reply)
@@ -191,12 +191,13 @@ class DenoiseLoop:
     def _begin(self, batch: Batch) -> None:
         state = self._states.get(batch.bucket)
         if state is None:
-            height, width, _ = batch.bucket
-            shape = self._pipeline.latent_shape(height, width)
-            state = BucketState(self._scheduler.capacity, shape, self._batch_sizes)
+            pipeline = self._pipelines[batch.bucket.checkpoint]
+            shape = pipeline.latent_shape(batch.bucket.height, batch.bucket.width)
+            extra, labelled = pipeline.extra_channels, pipeline.labelled
+            state = BucketState(self._scheduler.capacity, shape, self._batch_sizes, extra, labelled)
             self._states[batch.bucket] = state
         for job in batch.joined:
-            job.started = self._clock()
+            job.started = job.started or self._clock()
             state.join(job)
 
     def _denoise(self, batch: Batch) -> Made:
@@ -208,7 +209,7 @@ class DenoiseLoop:
         drawing = self._noise_drawer.submit(state.draw, call) if call.draws else None
         started = self._clock()
         try:
-            output = self._pipeline.denoise(feeds)
+            output = self._pipelines[batch.bucket.checkpoint].denoise(feeds)
             seconds = self._clock() - started
         finally:
             if drawing is not None:
@@ -235,6 +236,11 @@ class DenoiseLoop:
         state = self._states[job.bucket]
         latent = state.latent(job)
         state.leave(job)
+        if job.work.then is not None:
+            # On its way to the next pass it may still be cancelled.
+            job.status = JobStatus.NEW
+            self._finished(job, latent, self._clock())
+            return
         job.ended = self._clock()
         self._watcher.ended(job)
         self._finished(job, latent, job.ended)

@@ -67,26 +67,27 @@ def _histogram(name: str, text: str, buckets: tuple[float, ...], *labels: str) -
     return MetricSpec(name, "histogram", text, labels, buckets)
 
 
-# The label `bucket` is height x width in pixels; `rows` are those of the call, with padding.
+# The label `model` is a checkpoint; `bucket` is height x width in pixels; `rows` are those of the call, with padding.
 METRICS = (
     _counter("requests_total", "Requests answered, by how they ended", "outcome", choices=OUTCOMES),
-    _counter("images_total", "Images delivered, by size in pixels", "height", "width"),
+    _counter("images_total", "Images delivered, by size in pixels", "model", "height", "width"),
     _histogram("queue_seconds", "From a job's arrival to its first UNet call", QUEUE_SECONDS),
     _histogram("denoise_seconds", "From a job's first UNet call to its finished latent", REQUEST_SECONDS),
     _histogram("decode_seconds", "One VAE decoder call", PART_SECONDS),
     _histogram("encode_seconds", "Writing an image in its format", PART_SECONDS),
     _histogram("request_seconds", "From a request's arrival to its answer with all images", REQUEST_SECONDS),
     _histogram("first_preview_seconds", "From a request's arrival to its first preview", QUEUE_SECONDS),
-    _histogram("step_seconds", "One UNet call", STEP_SECONDS, "bucket", "rows"),
-    _histogram("rows_per_call", "Rows of one UNet call without padding", ROWS, "bucket"),
-    _counter("rows_total", "Rows of UNet calls without padding", "bucket"),
-    _counter("padded_rows_total", "Rows of UNet calls that were only padding", "bucket"),
-    _gauge("running", "Jobs that have begun and are not finished", "bucket"),
-    _gauge("waiting", "Jobs that wait for their first UNet call", "bucket"),
-    _gauge("row_cap", "Rows that UNet calls are filled up to", "bucket"),
+    _histogram("step_seconds", "One UNet call", STEP_SECONDS, "model", "bucket", "rows"),
+    _histogram("rows_per_call", "Rows of one UNet call without padding", ROWS, "model", "bucket"),
+    _counter("rows_total", "Rows of UNet calls without padding", "model", "bucket"),
+    _counter("padded_rows_total", "Rows of UNet calls that were only padding", "model", "bucket"),
+    _gauge("running", "Jobs that have begun and are not finished", "model", "bucket"),
+    _gauge("waiting", "Jobs that wait for their first UNet call", "model", "bucket"),
+    _gauge("row_cap", "Rows that UNet calls are filled up to", "model", "bucket"),
     _counter("cancelled_steps_saved_total", "UNet steps that cancelled jobs would still have taken"),
     _counter("retried_calls_total", "UNet calls made again, for jobs of one that had failed"),
     _counter("failed_calls_total", "UNet calls that failed, made again or not"),
+    _gauge("weights_bytes", "Weights of a component, once for all checkpoints that share it", "model", "component"),
     _gauge("loop_heartbeat_timestamp_seconds", "Unix time of the denoising loop's last turn"),
     _gauge("start_time_seconds", "Unix time when the model was loaded"),
     _counter("embedding_cache_hits_total", "Prompts whose embedding was kept from before"),

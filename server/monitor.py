@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from server.admission import Admission
+from server.checkpoints import Checkpoints
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
-from server.job import FINAL, Bucket, Job, JobStatus
+from server.job import FINAL, Bucket, Job, JobStatus, Plot
 from server.metrics import Metrics
-from server.pipeline import Pipeline
 from server.preview import Previewer, PreviewProjection
 from server.reply import Reply
 from server.request import Request
@@ -37,9 +37,9 @@ def outcome(error: ServerError | None) -> str:
     return "ok" if error is None else next(name for kind, name in OUTCOMES if isinstance(error, kind))
 
 
-def size_label(height: int, width: int) -> str:
-    """A size in pixels as metrics name it, as the server's messages do."""
-    return f"{height}x{width}"
+def plot_labels(plot: Plot) -> dict[str, str]:
+    """Where jobs are drawn, as metrics name it."""
+    return {"model": plot.checkpoint, "bucket": f"{plot.height}x{plot.width}"}
 
 
 class Monitor:
@@ -56,7 +56,7 @@ class Monitor:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        checkpoints: Checkpoints,
         admission: Admission,
         curves: Curves,
         max_rows: int,
@@ -73,10 +73,13 @@ class Monitor:
         self._cache_counts = (0, 0)
         self._max_rows = max_rows
         self._on_broken = on_broken
-        self._pipeline = pipeline
-        self._previewer = Previewer(PreviewProjection(pipeline.spec), self._deliver_preview)
+        self._checkpoints = checkpoints
+        projections = {name: PreviewProjection(pipeline.spec) for name, pipeline in checkpoints.items()}
+        self._previewer = Previewer(projections, self._deliver_preview)
 
     def start(self) -> None:
+        for (model, component), size in self._checkpoints.weights.items():
+            self.metrics.gauge("weights_bytes", size, model=model, component=component)
         self._previewer.start()
 
     def close(self) -> None:
@@ -87,20 +90,20 @@ class Monitor:
         self.metrics.gauge("loop_heartbeat_timestamp_seconds", time.time())
 
     def called(self, call: Call, moved: Sequence[Job], padded: int, seconds: float) -> None:
-        size = call.jobs[0].bucket[:2]
-        name = size_label(*size)
-        self._curves(size).observe(padded, seconds)
+        plot = call.jobs[0].bucket.plot
+        labels = plot_labels(plot)
+        self._curves(plot).observe(padded, seconds)
         self._admission.backlog.spend([(job.due, job.seconds) for job in moved])
-        self.metrics.observe("step_seconds", seconds, bucket=name, rows=str(padded))
-        self.metrics.observe("rows_per_call", call.rows, bucket=name)
-        self.metrics.count("rows_total", call.rows, bucket=name)
-        self.metrics.count("padded_rows_total", padded - call.rows, bucket=name)
+        self.metrics.observe("step_seconds", seconds, **labels, rows=str(padded))
+        self.metrics.observe("rows_per_call", call.rows, **labels)
+        self.metrics.count("rows_total", call.rows, **labels)
+        self.metrics.count("padded_rows_total", padded - call.rows, **labels)
         for job in moved:
             job.reply.step_done(self.expected)
 
     def estimated(self, job: Job) -> None:
-        step, interval = job.step_index, job.request.preview_interval
-        if job.clean is not None and interval and step % interval == 0 and step < job.calls:
+        step, interval = job.calls_done, job.request.preview_interval
+        if job.clean is not None and interval and step % interval == 0 and step < job.calls_total:
             self._previewer.submit(job, job.clean, step)
 
     def failed(self, jobs: Sequence[Job], retried: bool) -> None:
@@ -109,7 +112,7 @@ class Monitor:
             self.metrics.count("retried_calls_total", len(jobs))
 
     def ended(self, job: Job) -> None:
-        left = job.calls - job.step_index
+        left = job.calls_left
         self._admission.backlog.change(job.due, -left * job.seconds, -1)
         if left:
             self._admission.refund(job.request, left * job.seconds)
@@ -124,9 +127,9 @@ class Monitor:
         self.metrics.observe("decode_seconds", seconds)
 
     def encoded(self, job: Job, seconds: float) -> None:
-        request = job.request
         self.metrics.observe("encode_seconds", seconds)
-        self.metrics.count("images_total", width=str(request.width), height=str(request.height))
+        work = job.work
+        self.metrics.count("images_total", model=work.checkpoint, width=str(work.width), height=str(work.height))
 
     def expected(self, reply: Reply) -> Mapping[str, Any]:
         """Jobs ahead of a request, and seconds until its images are done."""
@@ -135,24 +138,24 @@ class Monitor:
             return {"queue_position": 0, "seconds_left": round(self._admission.decode_seconds, 3)}
         last = max(open_jobs, key=lambda job: job.due)
         ahead, jobs = self._admission.backlog.ahead(last.due)
-        curve = self._curves((last.request.height, last.request.width))
-        alone = (last.calls - last.step_index) * curve.seconds(last.rows)
+        alone = last.calls_left * self._curves(last.bucket.plot).seconds(last.rows)
         waiting = 0 if last.slot >= 0 else max(0, jobs - len(open_jobs))
         return {"queue_position": waiting, "seconds_left": round(max(ahead, alone) + self._admission.decode_seconds, 3)}
 
     def state(self, counts: Mapping[Bucket, tuple[int, int]]) -> None:
         """How many jobs wait and run; buckets that differ in tokens alone are one in the metrics."""
-        sizes: defaultdict[tuple[int, int], list[int]] = defaultdict(lambda: [0, 0])
-        for (height, width, _), (waiting, begun) in counts.items():
-            sizes[height, width][0] += waiting
-            sizes[height, width][1] += begun
-        for size, (waiting, begun) in sizes.items():
-            name = size_label(*size)
-            self.metrics.gauge("waiting", waiting, bucket=name)
-            self.metrics.gauge("running", begun, bucket=name)
-            self.metrics.gauge("row_cap", self._curves(size).row_cap(self._max_rows), bucket=name)
+        plots: defaultdict[Plot, list[int]] = defaultdict(lambda: [0, 0])
+        for bucket, (waiting, begun) in counts.items():
+            plots[bucket.plot][0] += waiting
+            plots[bucket.plot][1] += begun
+        for plot, (waiting, begun) in plots.items():
+            labels = plot_labels(plot)
+            self.metrics.gauge("waiting", waiting, **labels)
+            self.metrics.gauge("running", begun, **labels)
+            self.metrics.gauge("row_cap", self._curves(plot).row_cap(self._max_rows), **labels)
         self.metrics.gauge("predicted_wait_seconds", self._admission.backlog.total()[0])
-        found = self._pipeline.embedding_cache
+        caches = [pipeline.embedding_cache for pipeline in self._checkpoints.values()]
+        found = sum(hits for hits, _ in caches), sum(misses for _, misses in caches)
         for name, now, before in zip(("hits", "misses"), found, self._cache_counts, strict=True):
             self.metrics.count(f"embedding_cache_{name}_total", now - before)
         self._cache_counts = found
@@ -192,13 +195,15 @@ class Monitor:
         begun = [job for job in reply.jobs if job.started]
         if begun:
             end = max(job.ended or now for job in begun)
-            rows = {"rows": sum(job.work.rows for job in begun)}
+            rows = {"rows": sum(job.rows_total for job in begun)}
             phases.append(Phase("denoise", unix(min(job.started for job in begun)), unix(end), rows))
             phases.append(Phase("decode", unix(end), unix(now)))
         attributes: dict[str, Attribute] = {
             "request_id": request.request_id,
             "steps": request.num_inference_steps,
             "sampler": request.sampler,
+            "model": request.model,
+            "task": request.task,
             "height": request.height,
             "width": request.width,
             "images": request.num_images,

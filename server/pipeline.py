@@ -1,9 +1,8 @@
-"""The components of a checkpoint behind three verbs: embed prompts, denoise rows, decode latents."""
+"""The components of a checkpoint behind a few verbs: embed prompts, denoise rows, decode latents, encode pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,68 +11,30 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.component import Component, PipelineSpec
-from engines.native import resolution_models
 from engines.runner import FAKE, FakeRunner, Runner, open_plans, open_runner
-from server.blend import Blend
-from server.conditioning import Condition, Text, conditions, wordings
-from server.config import ServerConfig
+from server.conditioning import Text
+from server.config import COMPONENTS, REQUIRED, ServerConfig
+from server.depth import estimator_input
 from server.errors import InvalidRequest, ScheduleError
 from server.image import Pixels, to_pixels
 from server.levels import Choice
-from server.noise import Noise, TorchGenerator
-from server.philox import PhiloxGenerator
+from server.low_resolution import LowResolutionNoise
 from server.prompt_encoder import Embedding, PromptEncoder
 from server.request import Limits, Request
+from server.request_sizes import UPSCALING
 from server.sampler_names import find_sampler
 from server.samplers import sampler_table
 from server.schedule import TrainedSchedule
 from server.step_curve import StepCurve
 from server.table import Table
+from server.tiling import Tiling, tiled_decode, tiled_encode
 from server.tokenizer import PromptTokenizer
-from server.variation import VariationNoise
-
-Array: TypeAlias = npt.NDArray[np.float32]
 
 TABLES_KEPT = 256
+# Larger than any picture.
+WHOLE = 2**20
 MAX_STEPS = 500
-# Texts of one request: each costs a run of the text encoder.
-MAX_TEXTS = 64
-SEEDS = 2**64
-COMPONENTS = ("text_encoder", "unet", "vae_decoder")
-GENERATORS: dict[str, Callable[[int], Noise]] = {"cpu": TorchGenerator, "philox": PhiloxGenerator}
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What one job computes with.
-
-    Attributes:
-        conditions: one per call.
-        reserved: rows that any of its calls takes at most.
-        start: (c, h, w), the first latent, noised already; without it, it is drawn.
-        extra: (channels, h, w), what follows the latent in the UNet's input, in all rows and calls.
-        label: class label of its rows, the noise level of an upscaler.
-        blend: what it keeps of a latent that it repaints, where the UNet knows no mask.
-    """
-
-    table: Table
-    noise: Noise
-    conditions: tuple[Condition, ...]
-    reserved: int
-    start: Array | None = None
-    extra: Array | None = None
-    label: int | None = None
-    blend: Blend | None = None
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of context, the same for all its rows."""
-        return len(self.conditions[0].positives[0])
-
-    @property
-    def rows(self) -> int:
-        """Rows of all its calls."""
-        return sum(condition.rows for condition in self.conditions)
+Array: TypeAlias = npt.NDArray[np.float32]
 
 
 def request_choice(request: Request) -> Choice:
@@ -86,17 +47,8 @@ def request_choice(request: Request) -> Choice:
         final=request.final_sigma,
         timesteps=request.timesteps,
         sigmas=request.sigmas,
+        strength=1.0 if request.strength is None else request.strength,
     )
-
-
-def request_noise(request: Request, index: int) -> Noise:
-    """The generator of image `index` of a request."""
-    generator = GENERATORS[request.noise_source]
-    seed, subseed = request.seeds(index)
-    if request.subseed_strength == 0 and request.noise_seed_delta == 0:
-        return generator(seed)
-    later = generator((seed + request.noise_seed_delta) % SEEDS) if request.noise_seed_delta else None
-    return VariationNoise(generator(seed), generator(subseed), strength=request.subseed_strength, later=later)
 
 
 class Pipeline:
@@ -105,18 +57,28 @@ class Pipeline:
     Args:
         spec: the exported checkpoint.
         folder: where it lies.
-        runners: one for each of `COMPONENTS`.
+        runners: by component; one for each of `COMPONENTS` that was exported.
+        name: in this server; by default the folder's.
+        tile: side in pixels; larger pictures are decoded and encoded in tiles of that side, never if 0.
 
-    `embed`, `denoise` and `decode` may each be called from a thread of its own.
+    `embed` and `denoise` may each be called from one thread at a time, the others from any.
     """
 
-    def __init__(self, spec: PipelineSpec, folder: Path, runners: Mapping[str, Runner]) -> None:
+    def __init__(
+        self, spec: PipelineSpec, folder: Path, runners: Mapping[str, Runner], name: str = "", tile: int = 0
+    ) -> None:
         self.spec = spec
+        self.name = name or folder.name
         self.trained = TrainedSchedule.from_config({**spec.schedule, "prediction_type": spec.prediction_type})
+        self.low_resolution = (
+            LowResolutionNoise(spec.low_res_schedule, spec.max_noise_level) if spec.low_res_schedule else None
+        )
         self.runners = dict(runners)
         tokenizer = PromptTokenizer(folder / spec.tokenizer, spec.context_length)
         self._prompts = PromptEncoder(self.runners["text_encoder"], tokenizer)
         self._table = lru_cache(TABLES_KEPT)(sampler_table)
+        side = (tile or WHOLE) // spec.downscale
+        self._tiling = Tiling((side, side))
 
     @property
     def limits(self) -> Limits:
@@ -125,11 +87,28 @@ class Pipeline:
         return Limits(
             self.spec.resolutions,
             found[0] if found else "euler",
+            model=self.name,
+            task=self.spec.task,
             max_steps=min(MAX_STEPS, self.trained.length // 2),
             timesteps=self.trained.length,
             layers=self.spec.text_layers,
             distilled=self.trained.original_inference_steps,
+            enlarges=UPSCALING if self.low_resolution else 1,
+            max_noise_level=self.spec.max_noise_level,
+            reads_pictures="vae_encoder" in self.runners,
+            estimates_depth="depth_estimator" in self.runners,
         )
+
+    @property
+    def extra_channels(self) -> int:
+        """Channels of the UNet's input beyond the latent's."""
+        sample = self.runners["unet"].component.inputs[0]
+        return int(sample.shape[1]) - self.spec.latent_channels
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the UNet takes a class label for each row."""
+        return any(tensor.name == "class_labels" for tensor in self.runners["unet"].component.inputs)
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(channels, height, width) of the latent of a picture of that size in pixels."""
@@ -145,7 +124,7 @@ class Pipeline:
         try:
             return self._table(request.sampler, choice, self.trained, request.eta, request.solver_order)
         except ScheduleError as error:
-            raise InvalidRequest(f"{error}: send another schedule, rho or list") from error
+            raise InvalidRequest(str(error)) from error
 
     def embed(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
         """Encode texts; those of late requests are kept."""
@@ -156,35 +135,42 @@ class Pipeline:
         """Texts that were found encoded, and that were not, since the start."""
         return self._prompts.hits, self._prompts.misses
 
-    def works(self, request: Request) -> tuple[list[Work], dict[Text, Embedding]]:
-        """What each image of a request computes with, and how its texts were encoded.
-
-        Raises:
-            InvalidRequest: its prompts change too often.
-        """
-        table = self.table(request)
-        said = wordings(request, table.calls)
-        texts = dict.fromkeys(text for wording in dict.fromkeys(said) for text in wording.texts)
-        if len(texts) > MAX_TEXTS:
-            raise InvalidRequest(
-                f"the prompts change into {len(texts)} different texts on the way; send at most {MAX_TEXTS}: "
-                "use fewer [a|b] and [a:b:0.4]"
-            )
-        embeddings = self.embed(list(texts))
-        found = conditions(said, {text: embedding.states for text, embedding in embeddings.items()})
-        reserved = max(condition.rows for condition in found)
-        noises = [request_noise(request, index) for index in range(request.num_images)]
-        return [Work(table, noise, found, reserved) for noise in noises], embeddings
-
     def denoise(self, feeds: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
         """One UNet call: (rows, c, h, w)."""
         output: npt.NDArray[np.float32] = self.runners["unet"].infer(feeds)["out_sample"]
         return output
 
-    def decode(self, latents: npt.NDArray[np.float32]) -> Pixels:
-        """(n, c, h, w) latents to (n, 8h, 8w, 3) uint8 pixels."""
+    def decode(self, latents: Array) -> Pixels:
+        """(n, c, h, w) latents to (n, 8h, 8w, 3) uint8 pixels; an upscaler's to (n, 4h, 4w, 3)."""
         scaled = latents / np.float32(self.spec.scaling_factor)
-        return to_pixels(self.runners["vae_decoder"].infer({"latent": scaled})["image"])
+        if self._fits(scaled.shape):
+            return to_pixels(self._decode(scaled))
+        return to_pixels(tiled_decode(self._decode, scaled, self.spec.downscale, self._tiling))
+
+    def _fits(self, shape: tuple[int, ...], downscale: int = 1) -> bool:
+        """Whether this is one tile."""
+        return max(shape[-2:]) <= downscale * self._tiling.tile[0]
+
+    def _decode(self, latents: Array) -> Array:
+        image: Array = self.runners["vae_decoder"].infer({"latent": latents})["image"]
+        return image
+
+    def encode(self, pictures: Array) -> Array:
+        """(n, 3, 8h, 8w) pictures in [-1, 1] to the moments of their latents, (n, 2c, h, w)."""
+        if self._fits(pictures.shape, self.spec.downscale):
+            return self._encode(pictures)
+        return tiled_encode(self._encode, pictures, self.spec.downscale, self._tiling)
+
+    def _encode(self, pictures: Array) -> Array:
+        moments: Array = self.runners["vae_encoder"].infer({"image": pictures})["moments"]
+        return moments
+
+    def estimate_depth(self, pixels: Pixels) -> Array:
+        """(h, w, 3) uint8 to a depth map, (side, side), of no particular scale."""
+        runner = self.runners["depth_estimator"]
+        side = int(runner.component.inputs[0].shape[-1])
+        depth: Array = runner.infer({"image": estimator_input(pixels, side)})["depth"][0]
+        return depth
 
 
 def open_component(component: Component, config: ServerConfig, spec: PipelineSpec) -> Runner:
@@ -200,27 +186,22 @@ def open_component(component: Component, config: ServerConfig, spec: PipelineSpe
     return open_runner(component, config.model, config.provider, config.settings(component, spec))
 
 
-Remote: TypeAlias = Callable[[Component, Mapping[tuple[int, int], str]], Runner]
+# Makes a component's runner.
+Open: TypeAlias = Callable[[Component, ServerConfig, PipelineSpec], Runner]
 
 
-def open_pipeline(config: ServerConfig, remote: Remote | None = None) -> Pipeline:
+def open_pipeline(config: ServerConfig, open_one: Open = open_component, name: str = "") -> Pipeline:
     """Load an export folder.
 
     Args:
-        remote: makes the runner of a component that is placed in Triton, given the names of its models by the latents'
-            (height, width) where there are several; without it every component is in process.
+        open_one: makes the runner of a component.
+        name: of the checkpoint in this server.
 
     Raises:
         EngineError: a file is missing or damaged, or the provider is not available.
         ScheduleError: the checkpoint's schedule is not supported.
     """
     spec = PipelineSpec.read(config.model)
-    runners: dict[str, Runner] = {}
-    for name in COMPONENTS:
-        component = spec.component(name)
-        if remote is not None and config.placement(name) == "triton":
-            models = resolution_models(component, spec) if config.backend == "tensorrt" else {}
-            runners[name] = remote(component, models)
-        else:
-            runners[name] = open_component(component, config, spec)
-    return Pipeline(spec, config.model, runners)
+    names = [name for i, name in enumerate(COMPONENTS) if i < REQUIRED or name in spec.components]
+    runners = {name: open_one(spec.component(name), config, spec) for name in names}
+    return Pipeline(spec, config.model, runners, name, config.vae_tile)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,7 @@ def _jpeg(picture: Image.Image) -> bytes:
 @dataclass(frozen=True, slots=True)
 class _Pending:
     job: Job
+    projection: PreviewProjection
     clean_latent: Array
     step: int
 
@@ -80,12 +81,15 @@ class Previewer:
     """One thread that encodes previews; of an image that it has not come to yet it keeps only the newest.
 
     Args:
+        projections: by checkpoint.
         deliver: is handed each job with its step and its JPEG, on the thread.
         limit: images that may wait; the one that has waited longest goes first when there are more.
     """
 
-    def __init__(self, projection: PreviewProjection, deliver: Deliver, limit: int = PENDING_LIMIT) -> None:
-        self._projection = projection
+    def __init__(
+        self, projections: Mapping[str, PreviewProjection], deliver: Deliver, limit: int = PENDING_LIMIT
+    ) -> None:
+        self._projections = projections
         self._deliver = deliver
         self._limit = limit
         self._pending: dict[tuple[int, int], _Pending] = {}
@@ -105,11 +109,12 @@ class Previewer:
         """
         if job.reply.answered:
             return
+        projection = self._projections[job.work.checkpoint]
         with self._changed:
             if self._closed:
                 return
             # In the older one's place in the line: at the end, images of short steps would never have their turn.
-            self._pending[id(job.reply), job.index] = _Pending(job, clean_latent, step)
+            self._pending[id(job.reply), job.index] = _Pending(job, projection, clean_latent, step)
             if len(self._pending) > self._limit:
                 del self._pending[next(iter(self._pending))]
             self._changed.notify()
@@ -139,6 +144,6 @@ class Previewer:
     def _show(self, pending: _Pending) -> None:
         if pending.job.reply.answered:
             return
-        data = self._projection.encode(pending.clean_latent)
+        data = pending.projection.encode(pending.clean_latent)
         if not pending.job.reply.answered:
             self._deliver(pending.job, pending.step, data)

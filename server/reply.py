@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from server.errors import Cancelled, ServerError, TimedOut
@@ -79,6 +78,7 @@ class Reply:
         self._answered = False
         self._images: dict[int, bytes] = {}
         self._partial: dict[int, int] = {}
+        self._sizes: dict[int, list[int]] = {}
         self._missing = set(range(request.num_images))
         self._timing: list[Timing] = []
         self._steps = 0
@@ -111,20 +111,20 @@ class Reply:
 
     def wants_clean(self, job: Job) -> bool:
         """Whether the estimate of the clean latent after the job's next call may be wanted."""
-        interval, step = self.request.preview_interval, job.step_index + 1
-        return bool(self.request.partial_result) or bool(interval and step % interval == 0 and step < job.calls)
+        interval, step = self.request.preview_interval, job.calls_done + 1
+        return bool(self.request.partial_result) or bool(interval and step % interval == 0 and step < job.calls_total)
 
     def step_done(self, expected: Callable[[Reply], Mapping[str, Any]]) -> None:
         """Count one step of one image; `expected` tells queue position and seconds left if an event is due."""
         self._steps += 1
         interval = self.request.progress_interval
-        total = sum(job.calls for job in self.jobs)
+        total = sum(job.calls_total for job in self.jobs)
         if interval and (self._steps % interval == 0 or self._steps == total):
             self.tell(expected(self))
 
     def tell(self, expected: Mapping[str, Any]) -> None:
         """Send a progress event."""
-        total = sum(job.calls for job in self.jobs)
+        total = sum(job.calls_total for job in self.jobs)
         with self._lock:
             if not self._answered:
                 event = {"step": self._steps, "total": total, **expected}
@@ -132,22 +132,26 @@ class Reply:
 
     def add_preview(self, index: int, step: int, data: bytes) -> None:
         """Show how far an image is."""
-        event = {"image": index, "step": step, "total": self.jobs[index].calls}
+        event = {"image": index, "step": step, "total": self.jobs[index].calls_total}
         with self._lock:
             if not self._answered:
                 self.previews += 1
                 self._try(lambda: self._sink.preview(event, data))
 
-    def add_image(self, index: int, data: bytes, timing: Timing, steps_done: int | None = None) -> None:
+    def add_image(
+        self, index: int, data: bytes, size: tuple[int, ...], timing: Timing, steps_done: int | None = None
+    ) -> None:
         """Keep an image; answers when it was the last that was missing.
 
         Args:
+            size: (height, width) in pixels.
             steps_done: of an image that is handed out before its last step.
         """
         with self._lock:
             if self._answered:
                 return
             self._timing.append(timing)
+            self._sizes[index] = list(size)
             if steps_done is not None:
                 self._partial[index] = steps_done
             if self.request.stream_images:
@@ -211,12 +215,13 @@ class Reply:
             logger.exception("a client could not be told", extra={"request_id": self.request.request_id})
 
     def _metadata(self) -> dict[str, Any]:
-        request = {name: value for name, value in asdict(self.request).items() if value is not None and value != ()}
         seeds = [self.request.seeds(i)[0] for i in sorted(self._images)]
         worst = {key: max(timing[key] for timing in self._timing) for key in WORST}
         sums = {key: sum(timing[key] for timing in self._timing) for key in ("unet_rows", "unet_calls")}
-        found = {"request": request, "seeds": seeds, **self.details, "timing": {**worst, **sums}}
+        sizes = [size for _, size in sorted(self._sizes.items())]
+        told = {"request": self.request.shown(), "seeds": seeds, "sizes": sizes}
+        found = {**told, **self.details, "timing": {**worst, **sums}}
         if self.given_up is not None:
-            steps = {str(i): self._partial.get(i, self.jobs[i].calls) for i in sorted(self._images)}
+            steps = {str(i): self._partial.get(i, self.jobs[i].calls_total) for i in sorted(self._images)}
             found["partial"] = {"reason": str(self.given_up), "steps_done": steps}
         return found

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from server.errors import InvalidRequest
+from server.fields import MAX_SEED
 from server.sampler_names import SAMPLER_BY_NAME, SAMPLERS
+from server.task_checks import check_enlarged
 
 if TYPE_CHECKING:
     from server.request import Limits, Request
 
-MAX_SEED = 2**63 - 1
 # Characters of a client's or request's name.
 MAX_NAME = 256
 # A prompt that alternates is read anew for every step.
@@ -29,6 +30,7 @@ def check(request: Request, limits: Limits) -> None:
     _check_levels(request, limits)
     _check_prompts(request)
     _check_names(request)
+    _check_passes(request, limits)
     if request.guidance_start >= request.guidance_end:
         raise InvalidRequest(
             f"guidance_start is {request.guidance_start} and guidance_end {request.guidance_end}; the start must be "
@@ -114,19 +116,26 @@ def _check_prompts(request: Request) -> None:
         )
 
 
+def _check_passes(request: Request, limits: Limits) -> None:
+    size = request.hires_height, request.hires_width
+    if request.hires_height and size not in limits.resolutions:
+        sizes = ", ".join(f"{h}x{w}" for h, w in limits.resolutions)
+        raise InvalidRequest(
+            f"hires_height x hires_width is {size[0]}x{size[1]}; this server draws {sizes}: send one of these"
+        )
+    for name in ("hires_steps", "upscale_steps"):
+        if getattr(request, name) and (request.sigmas or request.timesteps):
+            raise InvalidRequest(
+                f"{name} is {getattr(request, name)}, but levels are listed, which are as many steps; leave it out"
+            )
+        if getattr(request, name) > limits.max_steps:
+            raise InvalidRequest(f"{name} is {getattr(request, name)}; send at most {limits.max_steps}")
+    if request.upscale_model:
+        height, width = size if request.hires_height else (request.height, request.width)
+        check_enlarged(height, width, request.upscale_model, limits)
+
+
 def _check_names(request: Request) -> None:
     for name, value in (("client_id", request.client_id), ("request_id", request.request_id)):
         if len(value) > MAX_NAME:
             raise InvalidRequest(f"{name} has {len(value)} characters; send at most {MAX_NAME}")
-
-
-def fitting_size(height: object, width: object, limits: Limits) -> tuple[int, int]:
-    """The first of the server's resolutions that has this height and width; None stands for any."""
-    fitting = [(h, w) for h, w in limits.resolutions if height in (None, h) and width in (None, w)]
-    if not fitting:
-        sizes = ", ".join(f"{h}x{w}" for h, w in limits.resolutions)
-        raise InvalidRequest(
-            f"height x width is {height or 'default'}x{width or 'default'}; this server draws {sizes}: "
-            "send one of these, or export the checkpoint with a further --resolution"
-        )
-    return fitting[0]

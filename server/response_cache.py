@@ -52,8 +52,8 @@ class ResponseCache:
 
     def put(self, request: Request, answer: Answer) -> None:
         """Keep a whole answer; the oldest make room for it."""
-        size = _size(answer)
         key = _key(request)
+        size = _size(key, answer)
         if size > self._limit:
             return
         with self._lock:
@@ -62,16 +62,16 @@ class ResponseCache:
             self._answers[key] = answer
             self._bytes += size
             while self._bytes > self._limit:
-                self._bytes -= _size(self._answers.popitem(last=False)[1])
+                self._bytes -= _size(*self._answers.popitem(last=False))
 
     def wants(self, request: Request, *, seeded: bool) -> bool:
         """Whether an answer may be kept: images by one message, drawn from seeds that the client chose."""
         return bool(self._limit) and seeded and not request.stream_images
 
 
-def _size(answer: Answer) -> int:
+def _size(request: Request, answer: Answer) -> int:
     images, metadata = answer
-    return sum(map(len, images)) + len(json.dumps(metadata))
+    return request.picture_bytes + sum(map(len, images)) + len(json.dumps(metadata))
 
 
 def _key(request: Request) -> Request:

@@ -68,7 +68,7 @@ def _distilled(trained: TrainedSchedule, choice: Choice) -> list[Step]:
     if choice.steps > trained.original_inference_steps and not choice.timesteps:
         raise ScheduleError(
             f"num_inference_steps is {choice.steps}; lcm and tcd take at most "
-            f"{trained.original_inference_steps}, the steps that the checkpoint was distilled on"
+            f"{trained.original_inference_steps}, the steps that the checkpoint was distilled on: send fewer"
         )
     levels = [(float(t), trained.level(t)) for t in distilled_timesteps(trained, choice)]
     return [Step(t, level, level) for t, level in levels]
@@ -120,7 +120,9 @@ def sampler_table(
     try:
         return _table(name, choice, trained, {"eta": eta, "solver_order": solver_order})
     except (ArithmeticError, ValueError) as error:
-        raise ScheduleError(f"{name} cannot walk on these levels ({error}); they may lie too close") from error
+        raise ScheduleError(
+            f"{name} cannot walk on these levels ({error}); they may lie too close: send another schedule, rho or list"
+        ) from error
 
 
 def _table(name: str, choice: Choice, trained: TrainedSchedule, given: dict[str, float | None]) -> Table:

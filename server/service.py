@@ -6,23 +6,28 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from server.admission import Admission, Cost
+from server.checkpoints import Checkpoints
 from server.conditioning import Text
 from server.config import ServerConfig
 from server.decoder import Decoder
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.fair_queue import FairQueue
-from server.job import Job
+from server.fields import CANCEL
+from server.job import FINAL, Job
 from server.loop import DenoiseLoop
 from server.metrics import Metrics
 from server.monitor import Monitor
-from server.pipeline import Pipeline
+from server.picture_files import PictureLimits
+from server.preparation import Preparation
 from server.prompt import parse_composition
 from server.prompt_encoder import Embedding
 from server.reply import Reply, Sink
-from server.request import CANCEL, Request, cancelled_id
+from server.request import Request, cancelled_id, chosen_model
+from server.request_pictures import measure
 from server.response_cache import ResponseCache
 from server.scheduler import Scheduler
 from server.tracing import Tracer
@@ -35,7 +40,7 @@ class Service:
     """Accepts requests from any thread and answers each of them exactly once through its sink.
 
     Args:
-        pipeline: the checkpoint.
+        checkpoints: what is served.
         config: bounds and batch sizes.
         metrics: where figures go.
         tracer: where spans go.
@@ -45,39 +50,49 @@ class Service:
 
     def __init__(
         self,
-        pipeline: Pipeline,
+        checkpoints: Checkpoints,
         config: ServerConfig,
         metrics: Metrics | None = None,
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_broken: Callable[[], None] = lambda: None,
     ) -> None:
-        self._pipeline = pipeline
+        self._checkpoints = checkpoints
         self._config = config
         self._clock = clock
-        self._limits = pipeline.limits
-        first = warm_up(pipeline, config)
-        curves = Curves(first.step_seconds, pipeline.spec.resolutions[0], config.batch_sizes, config.row_cap)
+        pictures = PictureLimits(max_bytes=config.picture_bytes, max_pixels=config.picture_pixels)
+        self._measure = partial(measure, limits=pictures)
+        self._preparation = Preparation(checkpoints, pictures)
+        first = {name: warm_up(pipeline, config) for name, pipeline in checkpoints.items()}
+        points = {name: (one.step_seconds, checkpoints[name].spec.resolutions[0]) for name, one in first.items()}
+        curves = Curves(points, config.batch_sizes, config.row_cap)
         self.admission = Admission(config, curves, clock)
-        self.admission.decode_seconds = first.decode_seconds
+        self.admission.decode_seconds = max(one.decode_seconds for one in first.values())
         self.monitor = Monitor(
-            pipeline, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock, on_broken
+            checkpoints, self.admission, curves, config.max_rows, metrics or Metrics(), tracer, clock, on_broken
         )
         self._cache = ResponseCache(config.response_cache_bytes)
         self._lock = threading.Lock()
         self._open: dict[Reply, tuple[Cost, list[float]]] = {}
         self._accepting = True
-        self._inbox: FairQueue[Reply] = FairQueue()
-        self._reader = threading.Thread(target=self._read, name="admission", daemon=True)
-        self._decoder = Decoder(pipeline, config.decode_images, self.monitor, clock)
-        self.scheduler = Scheduler(config.max_rows, lambda bucket: curves(bucket[:2]))
-        self.loop = DenoiseLoop(pipeline, self.scheduler, self._decoder.submit, self.monitor, config.batch_sizes, clock)
+        # Pictures take longer to read than texts, and those who send none do not wait for them.
+        self._inboxes: dict[str, FairQueue[Reply]] = {"texts": FairQueue(), "pictures": FairQueue()}
+        self._readers = [
+            threading.Thread(target=self._read, args=(inbox,), name=f"read {name}", daemon=True)
+            for name, inbox in self._inboxes.items()
+        ]
+        self._decoder = Decoder(checkpoints, config.decode_images, self.monitor, self._go_on, clock)
+        self.scheduler = Scheduler(config.max_rows, lambda bucket: curves(bucket.plot))
+        self.loop = DenoiseLoop(
+            checkpoints, self.scheduler, self._decoder.submit, self.monitor, config.batch_sizes, clock
+        )
 
     def start(self) -> None:
         self.monitor.start()
         self._decoder.start()
         self.loop.start()
-        self._reader.start()
+        for reader in self._readers:
+            reader.start()
 
     def submit(
         self, tensors: Mapping[str, Sequence[object]], sink: Sink, request_id: str = "", traceparent: str | None = None
@@ -105,7 +120,8 @@ class Service:
             raise
 
     def _enter(self, tensors: Mapping[str, Sequence[object]], sink: Sink, traceparent: str | None) -> Reply | None:
-        request = Request.parse(tensors, self._limits)
+        limits = self._checkpoints.limits(chosen_model(tensors, self._checkpoints.names))
+        request = Request.parse(tensors, limits, self._measure)
         keeps = self._cache.wants(request, seeded="seed" in tensors)
         if keeps:
             answer = self._cache.get(request)
@@ -114,15 +130,15 @@ class Service:
                 sink.finish(*answer)
                 self.monitor.answered_from_cache(request)
                 return None
-        calls = self._pipeline.table(request).calls
-        cost = self.admission.cost(request, calls, _rows(request))
+        passes = zip(request.passes(), self._preparation.tables(request), strict=True)
+        cost = self.admission.cost(request, [(plot, table.calls, _rows(one)) for one, (plot, table) in passes])
         reply = Reply(request, sink, lambda reply: self._closed(reply, keeps), self._clock(), traceparent)
         with self._lock:
             if not self._accepting:
                 raise Overloaded("the server is stopping; send to another one")
             dues = self.admission.enter(request, cost)
             self._open[reply] = cost, dues
-        self._inbox.put(request.client_id, reply)
+        self._inboxes["pictures" if request.pictures else "texts"].put(request.client_id, reply)
         return reply
 
     def cancel(self, request_id: str) -> int:
@@ -169,7 +185,8 @@ class Service:
     def tick(self) -> None:
         """To be called about every second: tells those who wait of their place, and states how full the server is."""
         for reply in self.open_replies():
-            if reply.request.progress_interval and reply.jobs and all(job.slot < 0 for job in reply.jobs):
+            waits = all(job.slot < 0 for job in reply.jobs) and any(job.status not in FINAL for job in reply.jobs)
+            if reply.request.progress_interval and waits:
                 reply.tell(self.monitor.expected(reply))
         self.monitor.state(self.scheduler.counts())
 
@@ -184,9 +201,11 @@ class Service:
         end = self._clock() + drain_seconds
         while self.open_replies() and self._clock() < end:
             time.sleep(0.02)
-        self._inbox.close()
-        if self._reader.is_alive():
-            self._reader.join()
+        for inbox in self._inboxes.values():
+            inbox.close()
+        for reader in self._readers:
+            if reader.is_alive():
+                reader.join()
         self.loop.close()
         self._decoder.close()
         self.fail_all(Overloaded("the server stopped before the images were done; send to another one"))
@@ -205,30 +224,33 @@ class Service:
             self._cache.put(reply.request, reply.result)
         self.monitor.answered(reply)
 
-    def _read(self) -> None:
-        """Encode prompts and make jobs, one request after the other."""
-        while (reply := self._inbox.get()) is not None:
+    def _go_on(self, jobs: Sequence[Job]) -> None:
+        self.loop.submit(jobs)
+
+    def _read(self, inbox: FairQueue[Reply]) -> None:
+        """Encode prompts and pictures and make jobs, one request after the other."""
+        while (reply := inbox.get()) is not None:
             try:
                 self._begin(reply)
             except (InvalidRequest, Overloaded) as error:
                 reply.fail(error)
             except Exception as error:  # whatever a runner raises; this client must be answered
                 logger.exception("admission failed", extra={"request_id": reply.request.request_id})
-                reply.fail(ServerError(f"encoding the prompt failed: {error}"))
+                reply.fail(ServerError(f"encoding the prompt or a picture failed: {error}"))
 
     def _begin(self, reply: Reply) -> None:
         """One job per image, with the request's embeddings and table."""
         if reply.answered:
             return
         request = reply.request
-        works, embeddings = self._pipeline.works(request)
+        works, embeddings = self._preparation.works(request)
         most = min(self._config.max_rows, max(self._config.batch_sizes, default=self._config.max_rows))
         if works[0].reserved > most:
             raise InvalidRequest(
                 f"prompt has parts for {works[0].reserved} rows of a UNet call; this server's calls have {most}: "
                 "join fewer parts with AND"
             )
-        reply.details = self._details(embeddings)
+        reply.details = self._details(request, embeddings)
         deadline = reply.arrival + request.timeout_ms / 1000 if request.timeout_ms else None
         with self._lock:
             if reply not in self._open:
@@ -243,8 +265,8 @@ class Service:
             )
         self.loop.submit(reply.jobs)
 
-    def _details(self, embeddings: Mapping[Text, Embedding]) -> dict[str, Any]:
-        spec = self._pipeline.spec
+    def _details(self, request: Request, embeddings: Mapping[Text, Embedding]) -> dict[str, Any]:
+        spec = self._checkpoints[request.model].spec
         tokens = [
             {"text": text.text, "used": embedding.used, "dropped": embedding.dropped, "chunks": embedding.chunks}
             for text, embedding in embeddings.items()

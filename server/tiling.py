@@ -5,7 +5,7 @@ differs from what the whole picture would have there; and near a cut edge its co
 overlap a good deal, the ends of an overlap are thrown away, and across the rest one tile fades into the next.
 
 All tiles have one shape, which is what an engine with fixed shapes takes: they are spread evenly and lie inside the
-picture, which needs to be no multiple of anything. `server.diffusers_tiling` has diffusers' geometry.
+picture, which needs to be no multiple of anything.
 """
 
 from __future__ import annotations

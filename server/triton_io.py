@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import triton_python_backend_utils as triton
 
 import engines
 from server.config import ServerConfig
 from server.errors import InvalidRequest, Overloaded, ServerError, StartupError
-from server.request import CANCEL, FIELD_BY_NAME, unknown_field
+from server.fields import CANCEL, FIELD_BY_NAME, Raster, unknown_field
 
 logger = logging.getLogger(__name__)
 
 FINAL = triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 DEPLOYMENT = "deployment"
+COMPONENT = "component"
 # In the launcher's folder; see `server.forwarding`.
 SOCKET = "stream.sock"
 # Triton tells streams no code of a failure but by a header that crashes 2.51.0, so clients ask for failures as data.
@@ -53,6 +55,11 @@ def deployment(arguments: Mapping[str, str]) -> ServerConfig:
         )
     parameters = json.loads(arguments["model_config"])["parameters"]
     return ServerConfig.from_json(parameters.get(DEPLOYMENT, {}).get("string_value", ""))
+
+
+def component_name(arguments: Mapping[str, str]) -> str:
+    """Of a component model."""
+    return str(json.loads(arguments["model_config"])["parameters"][COMPONENT]["string_value"])
 
 
 def folder(arguments: Mapping[str, str]) -> Path:
@@ -95,8 +102,16 @@ def check_parameters(request: Any) -> None:
 
 
 def values(request: Any) -> dict[str, list[object]]:
-    """The request's tensors as lists."""
-    return {tensor.name(): tensor.as_numpy().reshape(-1).tolist() for tensor in request.inputs()}
+    """The request's tensors as lists; of an array of pixels, of itself."""
+    return {tensor.name(): _listed(tensor.name(), tensor.as_numpy()) for tensor in request.inputs()}
+
+
+def _listed(name: str, array: npt.NDArray[Any]) -> list[object]:
+    field = FIELD_BY_NAME.get(name)
+    if field is not None and field.dims:
+        return [Raster(tuple(array.shape), array.tobytes())]
+    values: list[object] = array.reshape(-1).tolist()
+    return values
 
 
 def traceparent(request: Any) -> str | None:

@@ -16,11 +16,12 @@ from engines.component import PipelineSpec
 from engines.errors import EngineError, FeedError
 from engines.triton_runner import TritonRunner
 from server import logs
+from server.checkpoints import open_checkpoints
 from server.errors import InvalidRequest, ServerError
 from server.forwarding import Receiver
 from server.launch import DRAIN_FILE, DRAINED_FILE
 from server.metrics import Metrics, MetricsUpdater, TritonExporter
-from server.pipeline import open_component, open_pipeline
+from server.pipeline import open_component
 from server.reply import Reply
 from server.service import Service
 from server.tracing import open_tracer
@@ -29,6 +30,7 @@ from server.triton_io import (
     ResponseSink,
     Sender,
     check_parameters,
+    component_name,
     deployment,
     failure,
     folder,
@@ -59,7 +61,7 @@ class StreamModel:
         metrics = Metrics()
         tracer = open_tracer(config.trace_endpoint or None)
         self._service = Service(
-            open_pipeline(config, TritonRunner), config, metrics, tracer, on_broken=self._end_process
+            open_checkpoints(config, TritonRunner), config, metrics, tracer, on_broken=self._end_process
         )
         self._updater = MetricsUpdater(metrics, TritonExporter(triton))
         self._updater.start()
@@ -150,12 +152,12 @@ def _runs(reply: Reply) -> bool:
 
 
 class ComponentModel:
-    """`text_encoder`, `unet`, `vae_decoder`: one component as a Triton model."""
+    """One component as a Triton model: `text_encoder`, `vae_decoder` and so on."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
         config = deployment(args)
         spec = PipelineSpec.read(config.model)
-        self._runner = open_component(spec.component(args["model_name"]), config, spec)
+        self._runner = open_component(spec.component(component_name(args)), config, spec)
         rehearse(self._runner, spec)
         settle()
 

@@ -20,20 +20,26 @@ class VariationNoise:
     The first draw is `slerp(strength, base's first, sub's first)`; every later draw is the next one of `later`. `sub`
     is drawn from once, and at strength 0 never. One object belongs to one thread at a time.
 
+    Where a first latent takes several draws, because a picture is encoded for it, all of them are turned, so that
+    strength 1 gives all that `sub` would have given. A1111 encodes with a generator of another kind.
+
     In A1111 image i of a batch has base seed s and sub seed v + i; at strength 0 it has base seed s + i.
 
     Args:
         base: of the image's seed.
         sub: of the variation seed.
         strength: 0 <= strength <= 1.
-        later: for every draw but the first; `base` goes on by default. A1111's eta noise seed delta, where it is not 0,
-            is a new generator of base's seed + delta, which begins its stream here.
+        later: for every draw after the first ones; `base` goes on by default. A1111's eta noise seed delta, where it is
+            not 0, is a new generator of base's seed + delta, which begins its stream here.
+        firsts: draws that the first latent takes.
 
     Raises:
         ValueError: the strength is outside that range.
     """
 
-    def __init__(self, base: Noise, sub: Noise, *, strength: float, later: Noise | None = None) -> None:
+    def __init__(
+        self, base: Noise, sub: Noise, *, strength: float, later: Noise | None = None, firsts: int = 1
+    ) -> None:
         if not 0 <= strength <= 1:
             raise ValueError(
                 f"variation strength {strength} is out of range: give a number from 0 (the seed's own noise) "
@@ -43,7 +49,7 @@ class VariationNoise:
         self._sub = sub
         self._strength = strength
         self._later = base if later is None else later
-        self._first = True
+        self._firsts = firsts
 
     def normal(self, shape: tuple[int, ...]) -> Float32Array:
         """Draw what A1111 draws next for that shape.
@@ -59,12 +65,12 @@ class VariationNoise:
 
         Source: `ImageRNG.first` and `ImageRNG.next` in A1111's modules/rng.py.
         """
-        if not self._first:
+        if not self._firsts:
             return self._later.normal(shape)
         noise = self._base.normal(shape)
         if self._strength:
             noise = slerp(self._strength, noise, self._sub.normal(shape))
-        self._first = False
+        self._firsts -= 1
         return noise
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from engines.catalog import SIDE_MULTIPLE
 from engines.component import Arrays, PipelineSpec
 from engines.providers import serves_any_size
 from engines.runner import Runner
 from server.config import ServerConfig
+from server.job import Plot
 from server.pipeline import Pipeline
 from server.step_curve import StepCurve
 
@@ -20,6 +22,10 @@ REPEATS = 2
 # seconds are predicted in proportion, and corrected by every call that serves somebody.
 LONG_SECONDS = 2.0
 BUDGET_SECONDS = 5.0
+
+
+# (rows, seconds) of UNet calls.
+Points: TypeAlias = Sequence[tuple[int, float]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +49,9 @@ def warm_up(pipeline: Pipeline, config: ServerConfig) -> WarmUp:
     """
     here = {name: runner for name, runner in pipeline.runners.items() if runner.provider != "triton"}
     decoder, unet = here.get("vae_decoder"), here.get("unet")
-    if "text_encoder" in here:
-        first_call(here["text_encoder"], pipeline.spec)
+    for name in ("text_encoder", "vae_encoder", "depth_estimator"):
+        if name in here:
+            first_call(here[name], pipeline.spec)
     decode_seconds = first_call(decoder, pipeline.spec) if decoder else 0.0
     points = config.step_seconds
     if unet is not None:
@@ -104,33 +111,32 @@ def _sizes(max_rows: int, batch_sizes: Sequence[int]) -> list[int]:
 
 
 class Curves:
-    """A step-time curve for every size in pixels, refined by every call that is made.
+    """A step-time curve for every checkpoint and size in pixels, refined by every call that is made.
 
     Sizes that were not measured begin with the first one's, in proportion to their area.
 
     Args:
-        points: of the size `measured`.
+        points: of each checkpoint, with the size at which they were measured.
         batch_sizes: rows that the engine takes; empty means any.
         row_cap: that calls are filled up to; 0 leaves it to the curves.
     """
 
     def __init__(
         self,
-        points: Sequence[tuple[int, float]],
-        measured: tuple[int, int],
+        points: Mapping[str, tuple[Points, tuple[int, int]]],
         batch_sizes: Sequence[int] = (),
         row_cap: int = 0,
     ) -> None:
-        self._points = tuple(points)
-        self._measured = measured
+        self._points = points
         self._batch_sizes = tuple(batch_sizes)
         self._row_cap = row_cap
-        self._curves: dict[tuple[int, int], StepCurve] = {}
+        self._curves: dict[Plot, StepCurve] = {}
 
-    def __call__(self, size: tuple[int, int]) -> StepCurve:
-        """The curve of (height, width) in pixels."""
-        if size not in self._curves:
-            area = size[0] * size[1] / (self._measured[0] * self._measured[1])
-            points = [(rows, seconds * area) for rows, seconds in self._points]
-            self._curves[size] = StepCurve(points, self._batch_sizes, self._row_cap)
-        return self._curves[size]
+    def __call__(self, plot: Plot) -> StepCurve:
+        """The curve of a checkpoint at a size in pixels."""
+        if plot not in self._curves:
+            points, measured = self._points[plot.checkpoint]
+            area = plot.height * plot.width / (measured[0] * measured[1])
+            scaled = [(rows, seconds * area) for rows, seconds in points]
+            self._curves[plot] = StepCurve(scaled, self._batch_sizes, self._row_cap)
+        return self._curves[plot]

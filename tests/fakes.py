@@ -15,14 +15,14 @@ from engines.component import Arrays
 from engines.runner import Runner
 from server.conditioning import Condition
 from server.errors import ServerError
-from server.job import Job
+from server.job import Bucket, Job
 from server.noise import TorchGenerator
-from server.pipeline import Work
 from server.reply import Reply
 from server.request import Limits, Request
 from server.rows import Call
 from server.schedule import TrainedSchedule
 from server.table import COLUMNS, HISTORY, Table
+from server.work import Work
 
 STABLE_DIFFUSION: dict[str, Any] = {
     "beta_schedule": "scaled_linear",
@@ -30,7 +30,10 @@ STABLE_DIFFUSION: dict[str, Any] = {
     "beta_end": 0.012,
     "num_train_timesteps": 1000,
 }
-LIMITS = Limits(((128, 128), (192, 128), (192, 192)))
+CHECKPOINT = "toy"
+LIMITS = Limits(((128, 128), (192, 128), (192, 192)), model=CHECKPOINT)
+# Of the jobs that `make_job` makes.
+BUCKET = Bucket(CHECKPOINT, 128, 128, 2)
 
 
 class ListSink:
@@ -191,7 +194,15 @@ def make_job(
     positive = np.full((2, 3), context, np.float32)
     negative = np.full((2, 3), -1 - context, np.float32) if request.guided else None
     condition = Condition((positive,), negative, (request.guidance_scale,))
-    work = Work(table, TorchGenerator(request.seed), (condition,) * table.calls, condition.rows)
+    work = Work(
+        checkpoint=request.model,
+        height=request.height,
+        width=request.width,
+        table=table,
+        noise=TorchGenerator(request.seed),
+        conditions=(condition,) * table.calls,
+        reserved=condition.rows,
+    )
     reply = FakeReply(request)
     job = Job(request, 0, work, reply, arrival, due, deadline)
     reply.jobs = (job,)

@@ -18,7 +18,7 @@ from server.rows import Array, Call
 from server.samplers import sampler_table
 from server.scheduler import Scheduler
 from server.step_curve import StepCurve
-from tests.fakes import DeafWatcher, FakeReply, make_job, trained
+from tests.fakes import CHECKPOINT, DeafWatcher, FakeReply, make_job, trained
 
 SHAPE = (4, 3, 2)
 CALL_SECONDS = 0.1
@@ -37,6 +37,9 @@ class FaultyUnet:
         numbers: the jobs of each call.
         rows: of each call, padding included.
     """
+
+    extra_channels = 0
+    labelled = False
 
     def __init__(self) -> None:
         self.fault: Fault = lambda numbers: False
@@ -91,7 +94,12 @@ class Looped(DeafWatcher):
         self.failures: list[tuple[tuple[Job, ...], bool]] = []
         self.broken = 0
         self.loop = DenoiseLoop(
-            cast(Pipeline, self.unet), self.scheduler, self.finished, self, batch_sizes, lambda: self.unet.now
+            {CHECKPOINT: cast(Pipeline, self.unet)},
+            self.scheduler,
+            self.finished,
+            self,
+            batch_sizes,
+            lambda: self.unet.now,
         )
 
     def __enter__(self) -> Self:

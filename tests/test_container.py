@@ -84,7 +84,7 @@ def test_the_commands_are_the_programs_own() -> None:
     for command in (yaml.safe_load(dict(stages()["serve"])["CMD"]), compose()["services"]["aquatint"]["command"]):
         options = parser().parse_args([*entry[3:], *command])
         assert (options.verb, options.address) == ("launch", "0.0.0.0")
-        assert str(options.model).startswith("/models/")
+        assert all(str(folder).startswith("/models/") for _, folder in options.model)
     assert yaml.safe_load(dict(stages()["plans"])["ENTRYPOINT"]) == ["python3", "-m", "engines"]
 
 

@@ -53,7 +53,7 @@ DOORS = {
 # Files that need nothing but the standard library, those that need numpy too, and what both may share.
 BARE = (
     *("request", "request_checks", "sampler_names", "job", "scheduler", "step_curve", "urgency", "backlog", "reply"),
-    *("metrics", "metric_names"),
+    *("metrics", "metric_names", "fields", "field_values", "request_sizes", "task_checks", "attachments"),
 )
 NUMERIC = (
     "schedule",
@@ -74,7 +74,6 @@ NUMERIC = (
     "latents",
     "low_resolution",
     "tiling",
-    "diffusers_tiling",
 )
 
 # `except Exception` is for outer edges, where one failure must not take the others down and the client must be

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from server.admission import Admission, Cost
 from server.config import ServerConfig
-from server.job import Batch, Job
+from server.job import Batch, Job, Plot
 from server.request import Request
 from server.scheduler import Scheduler
 from server.step_curve import StepCurve
@@ -54,14 +54,15 @@ class VirtualServer:
         self.now = 1000.0
         self.curve = StepCurve([(rows, seconds(rows)) for rows in range(1, max_rows + 1)])
         self.scheduler = Scheduler(max_rows, lambda bucket: self.curve)
-        self.admission = Admission(config or unlimited, lambda size: self.curve, lambda: self._moment)
+        self.admission = Admission(config or unlimited, lambda plot: self.curve, lambda: self._moment)
         self.ended: dict[Job, float] = {}
         self.calls: list[tuple[tuple[Job, ...], int]] = []
         self._moment = self.now
         self._costs: dict[Job, Cost] = {}
 
     def cost(self, request: Request, calls: int) -> Cost:
-        return self.admission.cost(request, calls, rows=2 if request.guided else 1)
+        plot = Plot(request.model, request.height, request.width)
+        return self.admission.cost(request, [(plot, calls, 2 if request.guided else 1)])
 
     def submit(self, calls: int, at: float | None = None, **fields: Any) -> Job:
         """Let a request for one image in, now or at a moment in the call that was made last.

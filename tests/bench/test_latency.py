@@ -71,6 +71,7 @@ def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
     assert len(found["targets"]) == 1 + 3 + 12 + 2 + 2
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_a_short_run_of_all_placements(fake_export: Path, tmp_path: Path) -> None:
     result = tmp_path / "placement.json"

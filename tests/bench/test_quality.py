@@ -5,25 +5,37 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench.__main__ import main
-from bench.judge import Sight
-from bench.quality import captions, scores
+from bench.judge import Judge, Pixels, Sight
+from bench.quality import _means
+from bench.scenes import Painter
+from bench.trials import held_out, seen, text_to_image
 from export.embedded.world import held_out_captions, is_held_out
 
 
 def test_captions_are_the_held_out_ones() -> None:
-    asked = captions(200)
+    asked = held_out()
     assert asked == held_out_captions(200)
     assert len({item["caption"] for item in asked}) == 200
     assert all(is_held_out(item["shape"], item["colour"], item["background"]) for item in asked)
+    trials = text_to_image(Judge(), Painter())
+    assert [trial.fields["prompt"] for trial in trials] == [item["caption"] for item in asked]
 
 
 def test_scores_count_each_aspect() -> None:
-    asked = [{"colour": "red", "background": "blue", "shape": "star"}] * 2
-    seen = [Sight("blue", "red", "ring"), Sight("red", None, None)]
-    assert scores(asked, seen) == {"colour": 0.5, "background": 0.5, "shape": 0.0}
+    class Told(Judge):
+        """Sees what it is told."""
+
+        def look(self, pixels: Pixels) -> Sight:
+            return sights.pop()
+
+    sights = [Sight("blue", "red", "ring"), Sight("red", None, None)]
+    judge, asked = Told(), {"colour": "red", "background": "blue", "shape": "star"}
+    scores = [seen(judge, asked, np.zeros((8, 8, 3), np.uint8)) for _ in range(2)]
+    assert _means(scores) == {"colour": 0.5, "background": 0.5, "shape": 0.0}
 
 
 @pytest.mark.triton
@@ -47,7 +59,8 @@ def test_dry_run_needs_no_networks(embedded_export: Path, capsys: pytest.Capture
     assert main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert result["settings"]["dry_run"] is True
-    assert set(result["tasks"]["txt2img"]) == {"colour", "background", "shape"}
+    assert set(result["tasks"]["txt2img"]) == {"colour", "background", "shape", "cases"}
+    assert result["tasks"]["txt2img"]["cases"] == 6
 
 
 def test_missing_export_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from engines.component import PipelineSpec
 from engines.runner import FakeRunner
+from server.checkpoints import Checkpoints
 from server.config import ServerConfig
 from server.pipeline import Pipeline
 from server.service import Service
 from tests.fakes import BlockableRunner
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # A call of any size takes as long, so that calls are filled.
 EVEN = ((2, 0.002), (16, 0.002))
 
@@ -33,7 +36,7 @@ def service(fake_export: Path, runners: dict[str, BlockableRunner]) -> Iterator[
     """A running service whose networks can be held, broken and counted."""
     spec = PipelineSpec.read(fake_export)
     config = ServerConfig(model=fake_export, provider="fake", max_rows=16, queue_limit=40, step_seconds=EVEN)
-    made = Service(Pipeline(spec, fake_export, runners), config)
+    made = Service(Checkpoints([Pipeline(spec, fake_export, runners, "fake")]), config)
     made.start()
     for runner in runners.values():
         runner.rows.clear()
@@ -41,3 +44,11 @@ def service(fake_export: Path, runners: dict[str, BlockableRunner]) -> Iterator[
     for runner in runners.values():
         runner.release()
     made.close()
+
+
+@pytest.fixture(scope="session")
+def task_exports() -> Callable[[str], tuple[Path, Path]]:
+    """The checkpoint and the export of a specialised UNet, by its task."""
+    from tests.task_checkpoints import export_task
+
+    return cache(lambda task: export_task(task, ROOT / "out" / "tests"))

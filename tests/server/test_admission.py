@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from server.admission import CAUTION, RETRY_SECONDS, SHARE_OF_ROOM, Admission, Cost
 from server.config import ServerConfig
 from server.errors import Overloaded
-from server.job import Job
+from server.job import Job, Plot
 from server.request import Request
 from server.step_curve import StepCurve
 from tests.fakes import make_request
@@ -26,12 +26,16 @@ CURVE = StepCurve([(rows, device(rows)) for rows in range(1, 17)])
 
 def opened(queue_limit: int = 40, queue_bytes: int = NO_LIMIT, curve: StepCurve = CURVE) -> Admission:
     config = ServerConfig(Path(), queue_limit=queue_limit, queue_bytes=queue_bytes)
-    return Admission(config, lambda size: curve, lambda: 1000.0)
+    return Admission(config, lambda plot: curve, lambda: 1000.0)
+
+
+def plot_of(request: Request) -> Plot:
+    return Plot(request.model, request.height, request.width)
 
 
 def asked(admission: Admission, calls: int = 20, **fields: Any) -> tuple[Request, Cost]:
     request = make_request(**fields)
-    return request, admission.cost(request, calls, rows=2 if request.guided else 1)
+    return request, admission.cost(request, [(plot_of(request), calls, 2 if request.guided else 1)])
 
 
 def state_of(admission: Admission) -> object:
@@ -46,7 +50,8 @@ def state_of(admission: Admission) -> object:
 
 
 def test_cost_is_reckoned_from_the_curve() -> None:
-    cost = opened().cost(make_request(prompt="abc", negative_prompt="de"), calls=20, rows=2)
+    request = make_request(prompt="abc", negative_prompt="de")
+    cost = opened().cost(request, [(plot_of(request), 20, 2)])
     assert (cost.calls, cost.places) == (20, CAP / 2)
     assert cost.alone == pytest.approx(20 * device(2))
     assert cost.full == pytest.approx(20 * device(CAP))
@@ -55,7 +60,8 @@ def test_cost_is_reckoned_from_the_curve() -> None:
 
 
 def test_an_image_with_more_rows_than_the_cap_has_its_calls_for_itself() -> None:
-    cost = opened(curve=StepCurve([(2, 1.0), (16, 8.0)])).cost(make_request(), calls=10, rows=6)
+    request = make_request()
+    cost = opened(curve=StepCurve([(2, 1.0), (16, 8.0)])).cost(request, [(plot_of(request), 10, 6)])
     assert cost.places == 1
     assert cost.seconds == cost.alone == cost.full == pytest.approx(30)
 

@@ -15,10 +15,9 @@ from server.job import Batch, Job
 from server.levels import Choice
 from server.rows import Array, BucketState
 from server.samplers import sampler_table
-from tests.fakes import make_job, trained
+from tests.fakes import BUCKET, make_job, trained
 
 SHAPE = (4, 6, 5)
-BUCKET = (128, 128, 2)
 
 
 def noisy(seed: int, *shape: int) -> Array:

@@ -9,6 +9,7 @@ import pytest
 
 from server.client import Result, input_tensors
 from server.errors import InvalidRequest
+from server.fields import Raster
 from server.image import encode_image
 
 
@@ -36,12 +37,44 @@ def test_one_number_is_a_list_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "pixels", "datatype", "dtype"),
+    [
+        ("init_pixels", np.arange(24, dtype=np.uint8).reshape(2, 4, 3), "UINT8", np.uint8),
+        ("mask_pixels", np.arange(8).reshape(2, 4).tolist(), "UINT8", np.uint8),
+        ("mask_pixels", np.full((2, 4), 255), "UINT8", np.uint8),
+        ("depth_map", np.linspace(0, 1, 8).reshape(2, 4), "FP32", np.float32),
+        ("depth_map", Raster((2, 4), np.linspace(0, 1, 8, dtype=np.float32).tobytes()), "FP32", np.float32),
+    ],
+)
+def test_an_array_keeps_its_shape(name: str, pixels: Any, datatype: str, dtype: Any) -> None:
+    (tensor,) = input_tensors({name: pixels})
+    expected = np.frombuffer(pixels.data, dtype).reshape(2, 4) if isinstance(pixels, Raster) else np.array(pixels)
+    assert (tensor.datatype(), tensor.shape()) == (datatype, list(expected.shape))
+    assert tensor._get_content() == expected.astype(dtype).tobytes()
+
+
+def test_a_grey_picture_has_one_channel() -> None:
+    (tensor,) = input_tensors({"init_pixels": np.zeros((2, 4), np.uint8)})
+    assert tensor.shape() == [2, 4, 1]
+
+
+def test_a_file_is_sent_as_it_is() -> None:
+    (tensor,) = input_tensors({"init_image": b"\x89PNG\xff\0"})
+    assert (tensor.datatype(), tensor.shape()) == ("BYTES", [1])
+    assert tensor._get_content() == b"\x06\0\0\0\x89PNG\xff\0"
+
+
+@pytest.mark.parametrize(
     ("fields", "message"),
     [
         ({"sigmas": [1.0, "low"]}, "sigmas is .*low.*; send 1 to 500 numbers"),
         ({"sigmas": "1, 2"}, "sigmas is '1, 2'; send 1 to 500 numbers"),
         ({"sigmas": [[1.0], [0.5, 0.25]]}, "sigmas is "),
         ({"prompt": "half a pair: \ud83d"}, "prompt is "),
+        ({"init_pixels": "a file's name"}, "init_pixels is .*; send an array of shape .height, width, channels"),
+        ({"init_pixels": [[0.7]]}, "init_pixels is .*; send an array of shape .height, width, channels"),
+        ({"mask_pixels": [[300]]}, "mask_pixels is .*; send an array of shape .height, width"),
+        ({"mask_pixels": [[1, 2], [3]]}, "mask_pixels is .*; send an array of shape .height, width"),
         ({"promt": "x"}, "did you mean 'prompt'"),
         ({"seed": 2**70}, "seed is 1180591620717411303424"),
         ({"num_inference_steps": "many"}, "num_inference_steps is 'many'"),
@@ -56,5 +89,14 @@ def test_what_a_tensor_cannot_hold_is_told(fields: dict[str, Any], message: str)
 def test_pixels_of_a_result(output_format: str) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (8, 16, 3), dtype=np.uint8)
     data = encode_image(picture, output_format, "binary", {})
-    result = Result([data], {"request": {"output_format": output_format, "height": 8, "width": 16}})
+    request = {"output_format": output_format, "height": 64, "width": 64}
+    result = Result([data], {"request": request, "sizes": [[8, 16]]})
     assert np.array_equal(result.pixels()[0], picture)
+
+
+def test_pictures_of_a_result_may_have_several_sizes() -> None:
+    sizes = [[8, 16], [4, 4]]
+    pictures = [np.full((*size, 3), 7, np.uint8) for size in sizes]
+    data = [picture.tobytes() for picture in pictures]
+    found = Result(data, {"request": {"output_format": "raw"}, "sizes": sizes}).pixels()
+    assert all(np.array_equal(one, other) for one, other in zip(found, pictures, strict=True))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.conditioning import Array, Condition, Text, conditions, fragments, guided_calls, wordings
-from server.request import PROMPT_SYNTAXES
+from server.fields import PROMPT_SYNTAXES
 from tests.fakes import make_request
 
 A1111 = ("a1111", "a1111_no_norm", "a1111_ignore")

@@ -1,19 +1,22 @@
 """server.config: a deployment survives the way through a `config.pbtxt` parameter."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engines.component import PipelineSpec
 from engines.providers import default_cache
-from server.config import PLACEMENTS, Placement, ServerConfig
+from server.config import COMPONENTS, PLACEMENTS, Placement, ServerConfig
 from server.errors import StartupError
 
 PLAIN = ServerConfig(Path("/models/a b/größe"))
 SPECIAL = ServerConfig(
     model=Path("relative/export"),
+    name="base",
+    more=(("inpainting", Path("/models/größe")), ("x4", Path("relative/upscaler"))),
     provider="openvino",
     plans=True,
     backend="tensorrt",
@@ -34,6 +37,11 @@ SPECIAL = ServerConfig(
     text_encoder="in_process",
     unet="triton",
     vae_decoder="in_process",
+    vae_encoder="in_process",
+    depth_estimator="in_process",
+    vae_tile=512,
+    picture_bytes=1 << 10,
+    picture_pixels=1 << 12,
     log_level="debug",
     log_json=True,
     trace_endpoint="http://localhost:4318",
@@ -79,6 +87,9 @@ def test_only_the_model_must_be_named() -> None:
         '{"model": 3}',
         '{"model": null}',
         '{"model": "m", "batch_sizes": 5}',
+        '{"model": "m", "more": 5}',
+        '{"model": "m", "more": [["x"]]}',
+        '{"model": "m", "more": [["x", null]]}',
         SPECIAL.to_json()[:-5],
     ],
 )
@@ -89,8 +100,30 @@ def test_damaged_text_is_a_startup_error_that_says_what_to_do(text: str) -> None
 
 @pytest.mark.parametrize("place", PLACEMENTS)
 def test_components_are_placed_as_asked(place: Placement) -> None:
-    config = ServerConfig(Path("m"), text_encoder=place, unet=place, vae_decoder=place)
-    assert [config.placement(name) for name in ("text_encoder", "unet", "vae_decoder")] == [place] * 3
+    placed: dict[str, Any] = dict.fromkeys(COMPONENTS, place)
+    config = ServerConfig(Path("m"), **placed)
+    assert {name: config.placement(name) for name in COMPONENTS} == placed
+
+
+def test_each_checkpoint_is_deployed_as_all_are_the_default_one_first() -> None:
+    found = SPECIAL.checkpoints()
+    assert list(found) == ["base", "inpainting", "x4"]
+    assert [own.model for own in found.values()] == [SPECIAL.model, *(folder for _, folder in SPECIAL.more)]
+    for name, own in found.items():
+        same: dict[str, Any] = {"model": SPECIAL.model, "name": SPECIAL.name, "more": SPECIAL.more}
+        assert replace(own, **same) == SPECIAL
+        assert list(own.checkpoints()) == [name]
+
+
+def test_a_checkpoint_has_its_folders_name_by_default() -> None:
+    assert list(PLAIN.checkpoints()) == ["größe"]
+
+
+@pytest.mark.parametrize("names", [("größe",), ("a", "a")])
+def test_two_checkpoints_of_one_name_are_told(names: tuple[str, ...]) -> None:
+    twice = replace(PLAIN, more=tuple((name, Path("elsewhere")) for name in names))
+    with pytest.raises(StartupError, match=f"two checkpoints are named '{names[-1]}'; tell them apart with --model"):
+        twice.checkpoints()
 
 
 def test_components_are_run_as_the_deployment_says(fake_export: Path) -> None:

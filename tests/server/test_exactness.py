@@ -15,11 +15,14 @@ import pytest
 
 from engines.component import PipelineSpec
 from engines.runner import open_runner
+from server.checkpoints import Checkpoints
 from server.config import ServerConfig
 from server.image import to_pixels
 from server.job import Job
 from server.loop import DenoiseLoop
-from server.pipeline import COMPONENTS, Pipeline, open_pipeline
+from server.picture_files import PictureLimits
+from server.pipeline import Pipeline, open_pipeline
+from server.preparation import Preparation
 from server.reply import Reply
 from server.request import Request
 from server.scheduler import Scheduler
@@ -193,7 +196,7 @@ def pipeline(embedded_export: Path) -> Pipeline:
 def make_job(pipeline: Pipeline, prompt: str, seed: int, **fields: Any) -> Job:
     tensors = {"prompt": prompt, "seed": seed, **fields}
     request = Request.parse({name: [value] for name, value in tensors.items()}, pipeline.limits)
-    (work,), _ = pipeline.works(request)
+    (work,), _ = Preparation(Checkpoints([pipeline]), PictureLimits()).works(request)
     reply = Reply(request, ListSink(), lambda reply: None)
     reply.jobs = (Job(request, 0, work, reply, arrival=0.0),)
     return reply.jobs[0]
@@ -207,7 +210,10 @@ def job_of(pipeline: Pipeline, number: int) -> Job:
 def draw(pipeline: Pipeline, arrivals: list[tuple[int, Job]]) -> dict[Job, npt.NDArray[np.float32]]:
     """Final latents; each job is submitted before the step of its number."""
     latents: dict[Job, npt.NDArray[np.float32]] = {}
-    loop = DenoiseLoop(pipeline, Scheduler(16), lambda job, latent, when: latents.update({job: latent}), DeafWatcher())
+    checkpoints = {pipeline.name: pipeline}
+    loop = DenoiseLoop(
+        checkpoints, Scheduler(16), lambda job, latent, when: latents.update({job: latent}), DeafWatcher()
+    )
     step = 0
     while len(latents) < len(arrivals):
         loop.submit([job for at, job in arrivals if at == step])
@@ -259,7 +265,7 @@ def test_epsilon_prediction_equals_diffusers(embedded_export: Path) -> None:
 
     spec = PipelineSpec.read(embedded_export)
     assert spec.prediction_type == "v_prediction"
-    runners = {name: open_runner(spec.component(name), embedded_export, "cpu") for name in COMPONENTS}
+    runners = {name: open_runner(component, embedded_export, "cpu") for name, component in spec.components.items()}
     other = Pipeline(replace(spec, prediction_type="epsilon"), embedded_export, runners)
     job = make_job(
         other, "a red circle on a blue background", 5, sampler="ddim", guidance_scale=1.0, num_inference_steps=6

@@ -13,11 +13,10 @@ from server.job import Batch, Job
 from server.levels import Choice
 from server.rows import Array, BucketState, Feeds
 from server.samplers import sampler_table
-from tests.fakes import make_job, trained
+from tests.fakes import BUCKET, make_job, trained
 
 SHAPE = (4, 3, 2)
 EXTRA = (5, 3, 2)
-BUCKET = (128, 128, 2)
 
 
 def brings(number: int, guidance_scale: float = 3.0, label: int | None = None) -> Job:

@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 from PIL import ExifTags, Image
 
+from server.fields import MAX_PROMPT_BYTES, OUTPUT_FORMATS
 from server.image import OPTIONS, Pixels, encode_image, to_pixels
-from server.request import MAX_PROMPT_BYTES, OUTPUT_FORMATS
 
 TEXTS = {"parameters": 'a red circle\nSteps: 20, Model: "größer 🙂"', "aquatint": '{"prompt": "a red circle"}'}
 

@@ -185,8 +185,8 @@ def test_partial_images_are_as_far_as_each_is() -> None:
     reply = reply_of(first)
     assert not reply.answered
     timing = dict.fromkeys(("queue_seconds", "denoise_seconds", "decode_seconds", "unet_rows", "unet_calls"), 0.0)
-    reply.add_image(0, b"0", timing)
-    reply.add_image(1, b"1", timing, steps_done=2)
+    reply.add_image(0, b"0", (8, 8), timing)
+    reply.add_image(1, b"1", (8, 8), timing, steps_done=2)
     assert reply.sink.images == [b"0", b"1"]
     assert reply.sink.metadata["partial"] == {"reason": "left", "steps_done": {"0": 3, "1": 2}}
 

@@ -85,9 +85,9 @@ def test_buckets_span_what_is_measured() -> None:
 def test_values_are_kept_per_label(metrics: Metrics) -> None:
     metrics.count("requests_total", outcome="ok")
     metrics.count("requests_total", 2, outcome="error")
-    metrics.count("rows_total", 16, bucket="512x768")
-    metrics.gauge("running", 5, bucket="512x512")
-    metrics.gauge("running", 3, bucket="512x512")
+    metrics.count("rows_total", 16, model="m", bucket="512x768")
+    metrics.gauge("running", 5, model="m", bucket="512x512")
+    metrics.gauge("running", 3, model="m", bucket="512x512")
     metrics.observe("queue_seconds", 0.5)
     metrics.observe("queue_seconds", 0.25)
     assert {outcome: metrics.value("requests_total", outcome=outcome) for outcome in ("ok", "error", "invalid")} == {
@@ -95,24 +95,24 @@ def test_values_are_kept_per_label(metrics: Metrics) -> None:
         "error": 2,
         "invalid": 0,
     }
-    assert metrics.value("rows_total", bucket="512x768") == 16
-    assert metrics.value("running", bucket="512x512") == 3
-    assert metrics.value("running", bucket="64x64") == 0
+    assert metrics.value("rows_total", model="m", bucket="512x768") == 16
+    assert metrics.value("running", model="m", bucket="512x512") == 3
+    assert metrics.value("running", model="m", bucket="64x64") == 0
     assert (metrics.value("queue_seconds"), metrics.sum("queue_seconds")) == (2, 0.75)
-    assert metrics.sum("rows_per_call", bucket="512x512") == 0
+    assert metrics.sum("rows_per_call", model="m", bucket="512x512") == 0
     assert metrics.value("start_time_seconds") == 1000
 
 
 def test_a_series_is_one_however_its_labels_are_written(metrics: Metrics) -> None:
-    metrics.count("images_total", height=512, width=768)
-    metrics.count("images_total", width=768, height=512)
-    metrics.count("images_total", width="768", height="512")
-    metrics.count("images_total", width=512, height=768)
-    assert metrics.value("images_total", height=512, width=768) == 3
-    assert metrics.value("images_total", height=768, width=512) == 1
+    metrics.count("images_total", model="m", height=512, width=768)
+    metrics.count("images_total", width=768, model="m", height=512)
+    metrics.count("images_total", model="m", width="768", height="512")
+    metrics.count("images_total", model="m", width=512, height=768)
+    assert metrics.value("images_total", model="m", height=512, width=768) == 3
+    assert metrics.value("images_total", model="m", height=768, width=512) == 1
     recorder = Recorder()
     metrics.flush(recorder)
-    assert recorder.values[("images_total", ("512", "768"))] == 3
+    assert recorder.values[("images_total", ("m", "512", "768"))] == 3
 
 
 WRONG: list[tuple[Callable[[Metrics], object], str]] = [
@@ -123,8 +123,8 @@ WRONG: list[tuple[Callable[[Metrics], object], str]] = [
     (lambda m: m.count("requests_total", outcome="fine"), r"is one of \['ok', .*fine"),
     (lambda m: m.value("requests_total", outcome="fine"), r"is one of \['ok', .*fine"),
     (lambda m: m.count("retried_calls_total", bucket="1x1"), r"has the labels \[\]"),
-    (lambda m: m.gauge("running", 1), r"has the labels \['bucket'\]"),
-    (lambda m: m.count("running", bucket="1x1"), "is a gauge, not a counter"),
+    (lambda m: m.gauge("running", 1), r"has the labels \['model', 'bucket'\]"),
+    (lambda m: m.count("running", model="m", bucket="1x1"), "is a gauge, not a counter"),
     (lambda m: m.gauge("queue_seconds", 1), "is a histogram, not a gauge"),
     (lambda m: m.observe("retried_calls_total", 1), "is a counter, not a histogram"),
     (lambda m: m.count("retried_calls_total", -1), "cannot grow by -1"),
@@ -159,10 +159,10 @@ def test_what_is_known_beforehand_starts_at_zero(metrics: Metrics) -> None:
 
 
 def test_only_changes_are_exported(metrics: Metrics) -> None:
-    metrics.gauge("row_cap", 16, bucket="512x512")
+    metrics.gauge("row_cap", 16, model="m", bucket="512x512")
     metrics.flush(Recorder())
     recorder = Recorder()
-    metrics.gauge("row_cap", 16, bucket="512x512")
+    metrics.gauge("row_cap", 16, model="m", bucket="512x512")
     metrics.flush(recorder)
     assert recorder.calls == []
 
@@ -180,20 +180,20 @@ def test_counts_are_summed_before_they_are_exported(metrics: Metrics) -> None:
 
 def test_a_gauge_at_zero_is_exported(metrics: Metrics) -> None:
     recorder = Recorder()
-    metrics.gauge("waiting", 0, bucket="64x64")
+    metrics.gauge("waiting", 0, model="m", bucket="64x64")
     metrics.flush(recorder)
-    assert ("set", ("waiting", ("64x64",))) in recorder.calls
+    assert ("set", ("waiting", ("m", "64x64"))) in recorder.calls
 
 
 # (metric, labels) of each kind, some known beforehand and some not.
 USES: list[tuple[str, dict[str, Label]]] = [
     ("requests_total", {"outcome": "ok"}),
-    ("images_total", {"height": 64, "width": 128}),
-    ("running", {"bucket": "64x64"}),
-    ("waiting", {"bucket": "64x64"}),
+    ("images_total", {"model": "m", "height": 64, "width": 128}),
+    ("running", {"model": "m", "bucket": "64x64"}),
+    ("waiting", {"model": "m", "bucket": "64x64"}),
     ("queue_seconds", {}),
-    ("step_seconds", {"bucket": "64x64", "rows": 4}),
-    ("step_seconds", {"bucket": "64x64", "rows": 8}),
+    ("step_seconds", {"model": "m", "bucket": "64x64", "rows": 4}),
+    ("step_seconds", {"model": "m", "bucket": "64x64", "rows": 8}),
 ]
 OPERATIONS = st.lists(
     st.one_of(
@@ -312,7 +312,7 @@ def test_threads_lose_nothing(metrics: Metrics) -> None:
     def work(number: int) -> None:
         for i in range(rounds):
             metrics.count("requests_total", outcome=OUTCOMES[i % 6])
-            metrics.count("rows_total", number, bucket=f"{i % 50}x{i % 50}")
+            metrics.count("rows_total", number, model="m", bucket=f"{i % 50}x{i % 50}")
             metrics.observe("queue_seconds", number)
 
     def flush() -> None:
@@ -398,14 +398,14 @@ def test_triton_gets_every_kind(metrics: Metrics) -> None:
     exporter = TritonExporter(triton)
     assert triton.metrics == {}
     metrics.count("requests_total", 3, outcome="ok")
-    metrics.gauge("running", 2, bucket="64x64")
+    metrics.gauge("running", 2, model="m", bucket="64x64")
     metrics.observe("queue_seconds", 0.5)
     metrics.flush(exporter)
     metrics.count("requests_total", 4, outcome="ok")
     metrics.flush(exporter)
     assert triton.of("requests_total", outcome="ok").value == 7
     assert triton.of("requests_total", outcome="error").value == 0
-    assert triton.of("running", bucket="64x64").value == 2
+    assert triton.of("running", model="m", bucket="64x64").value == 2
     assert triton.of("queue_seconds").observations == [0.5]
     assert triton.families["aquatint_running"] == (METRIC_BY_NAME["running"].help, 2)
 

@@ -15,10 +15,9 @@ from server.levels import Choice
 from server.noise import TorchGenerator
 from server.rows import Array, BucketState
 from server.samplers import sampler_table
-from tests.fakes import TableRun, make_job, trained
+from tests.fakes import BUCKET, TableRun, make_job, trained
 
 SHAPE = (4, 5, 3)
-BUCKET = (128, 128, 2)
 CAPACITY = 5
 SAMPLERS = ("euler", "euler_ancestral", "ddim", "dpmpp_2m", "heun", "unipc")
 # Channels beside the latent and whether rows are labelled: the plain UNet, inpainting, depth, the upscaler.

@@ -11,6 +11,7 @@ import pytest
 
 from engines.component import PipelineSpec
 from engines.errors import ProviderError
+from server.checkpoints import Checkpoints
 from server.config import ServerConfig
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
 from server.loop import FAILURES_IN_A_ROW
@@ -20,6 +21,9 @@ from server.pipeline import Pipeline
 from server.service import Service
 from server.tracing import RequestSpan
 from tests.fakes import BlockableRunner, ListSink
+
+# Where the pictures of these tests are drawn.
+AT = {"model": "fake", "bucket": "64x64"}
 
 
 class ListTracer:
@@ -57,9 +61,8 @@ def service(
 ) -> Iterator[Service]:
     config = ServerConfig(model=fake_export, provider="fake", step_seconds=((2, 0.002), (16, 0.002)), queue_limit=8)
     spec = PipelineSpec.read(fake_export)
-    made = Service(
-        Pipeline(spec, fake_export, runners), config, metrics, tracer, on_broken=lambda: broken.append("broken")
-    )
+    checkpoints = Checkpoints([Pipeline(spec, fake_export, runners, "fake")])
+    made = Service(checkpoints, config, metrics, tracer, on_broken=lambda: broken.append("broken"))
     made.start()
     yield made
     runners["unet"].release()
@@ -99,11 +102,11 @@ def test_a_picture_is_counted_once_with_all_its_parts(service: Service, metrics:
     assert submit(service, num_inference_steps=5, num_images=2).wait()
     wait_for(lambda: not service.open_replies())
     assert metrics.value("requests_total", outcome="ok") == 1
-    assert metrics.value("images_total", height=64, width=64) == 2
+    assert metrics.value("images_total", model="fake", height=64, width=64) == 2
     assert metrics.value("request_seconds") == 1
     assert metrics.value("queue_seconds") == metrics.value("denoise_seconds") == 2
-    assert metrics.value("rows_total", bucket="64x64") == 2 * 2 * 5
-    assert metrics.sum("rows_per_call", bucket="64x64") == 20
+    assert metrics.value("rows_total", **AT) == 2 * 2 * 5
+    assert metrics.sum("rows_per_call", **AT) == 20
     assert time.time() - metrics.value("loop_heartbeat_timestamp_seconds") < 2
 
 
@@ -142,8 +145,8 @@ def test_after_everything_nothing_is_expected_any_more(service: Service, metrics
     wait_for(lambda: service.admission.backlog.total()[1] == 0)
     assert service.admission.backlog.total()[0] == pytest.approx(0.0, abs=1e-6)
     service.tick()
-    assert metrics.value("waiting", bucket="64x64") == metrics.value("running", bucket="64x64") == 0
-    assert metrics.value("row_cap", bucket="64x64") == 16
+    assert metrics.value("waiting", **AT) == metrics.value("running", **AT) == 0
+    assert metrics.value("row_cap", **AT) == 16
 
 
 def test_a_request_that_waits_is_told_its_place(service: Service, runners: dict[str, BlockableRunner]) -> None:
@@ -164,6 +167,18 @@ def test_a_request_that_waits_is_told_its_place(service: Service, runners: dict[
         assert sink.wait()
 
 
+def test_a_request_that_waits_for_the_decoder_alone_has_no_place(
+    service: Service, runners: dict[str, BlockableRunner]
+) -> None:
+    runners["vae_decoder"].hold()
+    sink = submit(service, num_inference_steps=3, progress_interval=1)
+    wait_for(lambda: len(sink.events) == 3 and not service.scheduler.has_unfinished)
+    service.tick()
+    runners["vae_decoder"].release()
+    assert sink.wait()
+    assert [event["step"] for event in sink.events] == [1, 2, 3]
+
+
 def test_a_request_leaves_spans_of_its_phases(service: Service, tracer: ListTracer) -> None:
     sink = ListSink()
     fields: dict[str, list[object]] = {"prompt": ["a"], "num_inference_steps": [4], "request_id": ["x"]}
@@ -177,6 +192,7 @@ def test_a_request_leaves_spans_of_its_phases(service: Service, tracer: ListTrac
     assert (span.start, span.end) == (edges[0], edges[-1])
     assert abs(span.end / 1e9 - time.time()) < 5
     assert span.attributes["request_id"] == "x"
+    assert (span.attributes["model"], span.attributes["task"]) == ("fake", "text_to_image")
     assert span.traceparent is not None
     assert span.error is None
 

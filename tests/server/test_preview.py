@@ -25,7 +25,7 @@ from server.job import Job
 from server.preview import MAX_BYTES, MAX_SIDE, Previewer, PreviewProjection
 from server.reply import Reply
 from server.table import Level, Linear, P, Q, Trace, compile_table
-from tests.fakes import idle_table, make_job
+from tests.fakes import CHECKPOINT, idle_table, make_job
 from tests.oracles import clean_estimate
 
 Floats = npt.NDArray[np.float32]
@@ -278,7 +278,7 @@ def deliveries() -> Deliveries:
 
 @pytest.fixture
 def previewer(projection: PreviewProjection, deliveries: Deliveries) -> Iterator[Previewer]:
-    made = Previewer(projection, deliveries, limit=4)
+    made = Previewer({CHECKPOINT: projection}, deliveries, limit=4)
     made.start()
     yield made
     deliveries.gate.set()
@@ -363,7 +363,7 @@ def test_an_answer_while_it_is_encoded_is_in_time(spec: PipelineSpec, deliveries
             return super().encode(latent)
 
     first, second = image_job(), image_job()
-    previewer = Previewer(Answering(spec), deliveries)
+    previewer = Previewer({CHECKPOINT: Answering(spec)}, deliveries)
     previewer.start()
     previewer.submit(first, noise(8, 8), 1)
     previewer.submit(second, noise(8, 8), 2)
@@ -413,7 +413,7 @@ def test_a_client_that_takes_nothing_does_not_hold_up_the_end(
 
 @pytest.mark.parametrize("begin", [lambda previewer: None, Previewer.start], ids=["never started", "idle"])
 def test_closing_is_quick(projection: PreviewProjection, begin: Callable[[Previewer], None]) -> None:
-    previewer = Previewer(projection, Deliveries())
+    previewer = Previewer({CHECKPOINT: projection}, Deliveries())
     begin(previewer)
     started = time.perf_counter()
     previewer.close()

@@ -18,8 +18,8 @@ from server import prompt_encoder as module
 from server.chunks import MAX_CHUNKS
 from server.conditioning import Array, Text
 from server.errors import InvalidRequest
+from server.fields import PROMPT_SYNTAXES
 from server.prompt_encoder import ROWS, PromptEncoder
-from server.request import PROMPT_SYNTAXES
 from server.tokenizer import PromptTokenizer
 
 LENGTH, WIDTH = 10, 4

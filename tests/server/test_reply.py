@@ -15,6 +15,7 @@ from server.reply import Reply
 from tests.fakes import FakeReply, ListSink, idle_table, make_job, make_request, restless_threads
 
 CALLS = 5
+SIZE = (64, 128)
 
 
 def timing(queue: float = 1.0, denoise: float = 2.0, decode: float = 3.0) -> dict[str, float]:
@@ -53,7 +54,7 @@ def test_the_answer_has_all_images_in_order_whichever_is_done_first(order: tuple
     reply = reply_to(3, seed=7)
     for index in order:
         assert not reply.answered
-        reply.add_image(index, b"image %d" % index, timing())
+        reply.add_image(index, b"image %d" % index, SIZE, timing())
     assert_answered(reply, [b"image 0", b"image 1", b"image 2"])
     assert reply.sink.metadata["seeds"] == [7, 8, 9]
     assert "partial" not in reply.sink.metadata
@@ -63,9 +64,10 @@ def test_the_answer_has_all_images_in_order_whichever_is_done_first(order: tuple
 def test_metadata_has_the_request_and_details_and_how_long_it_took() -> None:
     reply = reply_to(2, client_id="x")
     reply.details = {"checkpoint": "c"}
-    reply.add_image(0, b"", timing(1.0, 5.0, 2.0))
-    reply.add_image(1, b"", timing(4.0, 3.0, 1.0))
+    reply.add_image(1, b"", (64, 96), timing(1.0, 5.0, 2.0))
+    reply.add_image(0, b"", (128, 96), timing(4.0, 3.0, 1.0))
     metadata = reply.sink.metadata
+    assert metadata["sizes"] == [[128, 96], [64, 96]]
     assert metadata["checkpoint"] == "c"
     assert metadata["request"]["client_id"] == "x"
     assert {"rho", "sigmas"}.isdisjoint(metadata["request"]), "what was not given is left out"
@@ -76,7 +78,7 @@ def test_metadata_has_the_request_and_details_and_how_long_it_took() -> None:
 def test_a_variations_metadata_has_its_seed() -> None:
     reply = reply_to(2, seed=7, subseed=3, subseed_strength=0.5)
     for index in range(2):
-        reply.add_image(index, b"", timing())
+        reply.add_image(index, b"", SIZE, timing())
     assert reply.sink.metadata["seeds"] == [7, 7]
 
 
@@ -85,7 +87,7 @@ LATE: dict[str, Told] = {
     "fail": lambda reply: reply.fail(ServerError("late")),
     "give up": lambda reply: reply.give_up(Cancelled("late")),
     "expire": lambda reply: reply.expire(),
-    "image": lambda reply: reply.add_image(1, b"late", timing()),
+    "image": lambda reply: reply.add_image(1, b"late", SIZE, timing()),
     "leave out": lambda reply: reply.leave_out(1),
     "finish": lambda reply: reply.finish([b"late"], {}),
     "progress": lambda reply: reply.tell({}),
@@ -104,8 +106,8 @@ def test_nothing_is_told_after_the_answer(late: str, partial_result: int, stream
     LATE[late](failed)
     assert_failed(failed, ServerError)
     assert str(failed.error) == "first"
-    answered.add_image(0, b"0", timing())
-    answered.add_image(1, b"1", timing())
+    answered.add_image(0, b"0", SIZE, timing())
+    answered.add_image(1, b"1", SIZE, timing())
     metadata = dict(answered.sink.metadata)
     LATE[late](answered)
     assert_answered(answered, [] if stream_images else [b"0", b"1"])
@@ -114,7 +116,7 @@ def test_nothing_is_told_after_the_answer(late: str, partial_result: int, stream
 
 def test_giving_up_an_answered_request_is_refused() -> None:
     reply = reply_to()
-    reply.add_image(0, b"", timing())
+    reply.add_image(0, b"", SIZE, timing())
     assert not reply.give_up(Cancelled("late"))
     assert reply.given_up is None
 
@@ -123,7 +125,7 @@ def test_giving_up_an_answered_request_is_refused() -> None:
 def test_a_request_that_is_given_up_fails_at_once(images: int, done: int) -> None:
     reply = reply_to(images)
     for index in range(done):
-        reply.add_image(index, b"", timing())
+        reply.add_image(index, b"", SIZE, timing())
     assert reply.give_up(Cancelled("left"))
     assert_failed(reply, Cancelled)
 
@@ -137,11 +139,11 @@ def test_a_request_that_took_too_long_is_told_its_timeout() -> None:
 
 def test_a_partial_result_has_the_images_as_far_as_they_are() -> None:
     reply = reply_to(4, partial_result=1, seed=10)
-    reply.add_image(2, b"whole", timing())
+    reply.add_image(2, b"whole", SIZE, timing())
     assert reply.give_up(Cancelled("enough"))
     assert not reply.answered
     reply.leave_out(0)
-    reply.add_image(3, b"half", timing(), steps_done=2)
+    reply.add_image(3, b"half", SIZE, timing(), steps_done=2)
     assert not reply.answered
     reply.leave_out(1)
     assert_answered(reply, [b"whole", b"half"])
@@ -176,14 +178,14 @@ def test_there_is_no_partial_result_before_there_are_jobs_nor_for_a_client_that_
     unread.jobs = ()
     assert unread.give_up(Cancelled("enough"))
     assert_failed(unread, Cancelled)
-    left.add_image(0, b"", timing())
+    left.add_image(0, b"", SIZE, timing())
     assert left.give_up(Cancelled("left"), partial=False)
     assert_failed(left, Cancelled)
 
 
 def test_a_request_for_partial_results_can_still_fail() -> None:
     reply = reply_to(2, partial_result=1)
-    reply.add_image(0, b"", timing())
+    reply.add_image(0, b"", SIZE, timing())
     reply.give_up(Cancelled("enough"))
     reply.fail(ServerError("decoding failed"))
     assert_failed(reply, ServerError)
@@ -191,11 +193,11 @@ def test_a_request_for_partial_results_can_still_fail() -> None:
 
 def test_images_are_streamed_as_they_come_and_the_answer_has_none() -> None:
     reply = reply_to(3, stream_images=1, partial_result=1)
-    reply.add_image(1, b"1", timing())
+    reply.add_image(1, b"1", SIZE, timing())
     assert reply.sink.streamed == [({"image": 1}, b"1")]
-    reply.add_image(0, b"0", timing())
+    reply.add_image(0, b"0", SIZE, timing())
     reply.give_up(Cancelled("enough"))
-    reply.add_image(2, b"2", timing(), steps_done=3)
+    reply.add_image(2, b"2", SIZE, timing(), steps_done=3)
     assert reply.sink.streamed[1:] == [({"image": 0}, b"0"), ({"image": 2, "steps_done": 3}, b"2")]
     assert_answered(reply, [])
     assert reply.sink.metadata["seeds"] == [0, 1, 2]
@@ -287,7 +289,7 @@ def test_a_sink_that_fails_harms_nobody_and_its_request_is_closed(gone: bool, fa
     if fails:
         reply.fail(ServerError("it failed"))
     else:
-        reply.add_image(0, b"", timing())
+        reply.add_image(0, b"", SIZE, timing())
     reply.fail(ServerError("late"))
     assert (closed, reply.answered, sink.answers) == ([reply], True, not gone)
     assert reply.result is None
@@ -311,7 +313,7 @@ def raced(reply: FakeReply, actions: list[Told]) -> None:
 
 
 def image(index: int) -> Told:
-    return lambda reply: reply.add_image(index, b"image %d" % index, timing())
+    return lambda reply: reply.add_image(index, b"image %d" % index, SIZE, timing())
 
 
 def left_out(index: int) -> Told:

@@ -1,27 +1,35 @@
-"""server.request: what a client may ask, field by field, and the sentence it gets when it asks for something else."""
+"""server.request: what a client asks as a whole, which is kept and can be sent again."""
 
-from dataclasses import FrozenInstanceError
+from collections.abc import Mapping
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import pytest
 
+from server.attachments import Picture
 from server.errors import InvalidRequest
-from server.request import FIELDS, MAX_LEVELS, MAX_PROMPT_BYTES, RANDOM_SEED_LIMIT, Limits, Request, unknown_field
+from server.fields import ARRAY_OF, FIELD_BY_NAME, FIELDS, Raster
+from server.request import RANDOM_SEED_LIMIT, Limits, Request, cancelled_id, chosen_model
 
-LIMITS = Limits(((512, 512), (768, 512), (512, 768)), sampler="ddim", max_images=8)
-HUGE, MAX_SEED = 10**400, 2**63 - 1
+LIMITS = Limits(((512, 512), (768, 512), (512, 768)), sampler="ddim", model="here", max_images=8)
+DEPTH = replace(LIMITS, task="depth", estimates_depth=True)
+UPSCALER = replace(LIMITS, task="upscaling", enlarges=4)
+ENLARGING = replace(LIMITS, upscalers={"x4": ((3072, 2048),)})
+# (height, width) in pixels of every file of these tests.
+FILE = (384, 384)
+
+
+def size(name: str, picture: Picture) -> tuple[int, int]:
+    return FILE if isinstance(picture, bytes) else (picture.shape[0], picture.shape[1])
 
 
 def parse(limits: Limits = LIMITS, /, **fields: Any) -> Request:
-    return Request.parse({"prompt": [b"a red circle"], **fields}, limits)
+    return Request.parse({"prompt": [b"a red circle"], **fields}, limits, size)
 
 
-def refusal(**fields: Any) -> str:
-    with pytest.raises(InvalidRequest) as caught:
-        parse(**fields)
-    assert caught.value.code == "INVALID_ARG"
-    assert len(str(caught.value)) < 600
-    return str(caught.value)
+def tensors(values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """As a client sends them."""
+    return {name: list(value) if isinstance(value, tuple) else [value] for name, value in values.items()}
 
 
 def test_a_prompt_is_enough() -> None:
@@ -30,6 +38,7 @@ def test_a_prompt_is_enough() -> None:
     assert request == Request(
         prompt="a red circle",
         negative_prompt="",
+        model="here",
         height=512,
         width=512,
         num_inference_steps=20,
@@ -54,6 +63,34 @@ def test_a_prompt_is_enough() -> None:
         subseed=0,
         subseed_strength=0.0,
         noise_seed_delta=0,
+        init_image=None,
+        strength=None,
+        resize_mode="stretch",
+        mask_image=None,
+        mask_blur=4,
+        mask_invert=0,
+        masked_content="original",
+        soft_mask=0,
+        only_masked=0,
+        only_masked_padding=32,
+        keep_unmasked=1,
+        extend_left=0,
+        extend_right=0,
+        extend_top=0,
+        extend_bottom=0,
+        extend_fill="edge",
+        feather=8,
+        depth_image=None,
+        depth_invert=0,
+        noise_level=20,
+        hires_height=0,
+        hires_width=0,
+        hires_strength=0.7,
+        hires_steps=0,
+        hires_upscaler="latent",
+        upscale_model="",
+        upscale_steps=0,
+        upscale_guidance_scale=None,
         output_format="png",
         encoding="binary",
         priority=0,
@@ -64,12 +101,16 @@ def test_a_prompt_is_enough() -> None:
         partial_result=0,
         client_id="",
         request_id="",
+        task="text_to_image",
+        source_height=0,
+        source_width=0,
     )
 
 
 EVERYTHING: dict[str, Any] = {
     "prompt": "ein Kreis, größer",
     "negative_prompt": "Wörter",
+    "model": "here",
     "height": 768,
     "width": 512,
     "num_inference_steps": 33,
@@ -102,25 +143,91 @@ EVERYTHING: dict[str, Any] = {
     "client_id": "gallery",
     "request_id": "gallery-17",
 }
-# What cannot be asked together with all of the above.
-LISTED: list[dict[str, Any]] = [
-    {"sampler": "lms", "solver_order": 3, "sigmas": (14.5, 3.0, 0.25)},
-    {"sampler": "ddim", "timesteps": (901.0, 500.5, 1.0)},
-]
+# What cannot be asked together with all of the above, each on a checkpoint that does it.
+FURTHER: dict[str, tuple[Limits, dict[str, Any]]] = {
+    "sigmas": (LIMITS, {"sampler": "lms", "solver_order": 3, "sigmas": (14.5, 3.0, 0.25)}),
+    "timesteps": (LIMITS, {"sampler": "ddim", "timesteps": (901.0, 500.5, 1.0)}),
+    "inpainting": (
+        LIMITS,
+        {
+            "init_image": b"a file",
+            "mask_image": b"another file",
+            "strength": 0.375,
+            "resize_mode": "crop",
+            "mask_blur": 0,
+            "mask_invert": 1,
+            "masked_content": "latent_noise",
+            "soft_mask": 1,
+            "only_masked": 1,
+            "only_masked_padding": 64,
+        },
+    ),
+    "outpainting": (
+        LIMITS,
+        {
+            "init_pixels": Raster((384, 320, 3), b"pixels"),
+            "extend_left": 64,
+            "extend_right": 128,
+            "extend_top": 32,
+            "extend_bottom": 96,
+            "extend_fill": "mirror",
+            "feather": 0,
+            "keep_unmasked": 0,
+        },
+    ),
+    "arrays": (
+        LIMITS,
+        {"init_pixels": Raster((64, 64), b"pixels"), "mask_pixels": Raster((64, 64), b"a mask")},
+    ),
+    "depth": (DEPTH, {"depth_image": b"a file", "depth_invert": 1}),
+    "depth_map": (DEPTH, {"depth_map": Raster((12, 16), b"near and far")}),
+    "upscaling": (UPSCALER, {"init_image": b"a file", "noise_level": 100}),
+    "passes": (
+        ENLARGING,
+        {
+            "hires_height": 768,
+            "hires_width": 512,
+            "hires_strength": 0.625,
+            "hires_steps": 11,
+            "hires_upscaler": "lanczos",
+            "upscale_model": "x4",
+            "upscale_steps": 12,
+            "upscale_guidance_scale": 2.5,
+        },
+    ),
+}
+ASKED = {"most": (LIMITS, EVERYTHING), **FURTHER}
+NAMES = {array: picture for picture, array in ARRAY_OF.items()}
 
 
-@pytest.mark.parametrize("asked", [EVERYTHING, *LISTED], ids=["most", "sigmas", "timesteps"])
-def test_everything_that_was_asked_is_kept(asked: dict[str, Any]) -> None:
-    values = {name: list(value) if isinstance(value, tuple) else [value] for name, value in asked.items()}
-    request = parse(**values)
-    assert {name: getattr(request, name) for name in asked} == asked
-    assert all(type(getattr(request, name)) is type(asked[name]) for name in asked)
+@pytest.mark.parametrize(("limits", "asked"), ASKED.values(), ids=ASKED)
+def test_everything_that_was_asked_is_kept(limits: Limits, asked: dict[str, Any]) -> None:
+    request = parse(limits, **tensors(asked))
+    assert {name: getattr(request, NAMES.get(name, name)) for name in asked} == asked
+    assert all(type(getattr(request, NAMES.get(name, name))) is type(asked[name]) for name in asked)
 
 
 def test_everything_is_all_fields_and_no_default() -> None:
-    asked: dict[str, Any] = dict(item for part in LISTED for item in part.items()) | EVERYTHING
+    asked = {name: value for _, part in FURTHER.values() for name, value in part.items()} | EVERYTHING
     assert set(asked) == {field.name for field in FIELDS}
     assert [field.name for field in FIELDS if asked[field.name] == field.default] == []
+
+
+@pytest.mark.parametrize(("limits", "asked"), ASKED.values(), ids=ASKED)
+def test_a_request_can_be_sent_again_as_it_was_understood(limits: Limits, asked: dict[str, Any]) -> None:
+    """What metadata shows of it, with the pictures in place of what is said of them."""
+    request = parse(limits, **tensors(asked))
+    pictures = {name: value for name, value in asked.items() if FIELD_BY_NAME[name].picture or FIELD_BY_NAME[name].dims}
+    shown = request.shown()
+    assert {name for name in shown if isinstance(shown[name], dict)} == {NAMES.get(name, name) for name in pictures}
+    told = {name: value for name, value in shown.items() if not isinstance(value, dict)}
+    assert parse(limits, **tensors(told | pictures)) == request
+
+
+def test_pictures_are_shown_by_their_size_and_hash() -> None:
+    request = parse(init_pixels=[Raster((1, 3), b"abc")])
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert request.shown()["init_image"] == {"bytes": 3, "sha256": digest}
 
 
 def test_a_request_cannot_be_changed() -> None:
@@ -128,11 +235,10 @@ def test_a_request_cannot_be_changed() -> None:
         parse().seed = 3  # type: ignore[misc]
 
 
-def test_a_request_can_be_sent_again_as_it_was_understood() -> None:
+def test_a_label_can_be_sent_again_as_it_was_understood() -> None:
     first = parse(sampler=["DPM++ 2M Karras"], height=[768], subseed_strength=[0.5])
-    values = {field.name: getattr(first, field.name) for field in FIELDS}
-    again = parse(**{name: [value] for name, value in values.items() if value not in (None, ())})
-    assert again == first
+    assert (first.sampler, first.schedule) == ("dpmpp_2m", "karras")
+    assert parse(**tensors(first.shown())) == first
 
 
 @pytest.mark.parametrize("name", ["seed", "subseed"])
@@ -140,197 +246,41 @@ def test_absent_seeds_differ_between_requests(name: str) -> None:
     assert len({getattr(parse(subseed_strength=[0.5]), name) for _ in range(20)}) > 15
 
 
-MANY = [field for field in FIELDS if field.many]
-ONE = [field for field in FIELDS if not field.many]
-INTEGERS = [field for field in FIELDS if field.datatype == "INT64"]
-NUMBERS = [field for field in FIELDS if field.datatype != "STRING"]
-TEXTS = [field for field in FIELDS if field.datatype == "STRING"]
-CHOICES = [field for field in FIELDS if field.choices]
-
-
-def test_only_the_lists_of_levels_take_many_values() -> None:
-    assert {field.name: field.shape for field in MANY} == {"sigmas": "[n]", "timesteps": "[n]"}
-    assert {field.shape for field in ONE} == {"[1]"}
-
-
-@pytest.mark.parametrize("name", [field.name for field in ONE])
-@pytest.mark.parametrize(("values", "shown"), [([], "0 values"), ([1, 1], "2 values"), (["a", "b", "c"], "3 values")])
-def test_a_field_has_exactly_one_value(name: str, values: list[object], shown: str) -> None:
-    text = refusal(**{name: values})
-    assert all(part in text for part in (name, shown, "exactly one", "[1]"))
-
-
-@pytest.mark.parametrize("name", [field.name for field in MANY])
-@pytest.mark.parametrize("count", [0, MAX_LEVELS + 1])
-def test_a_list_has_from_1_to_500_values(name: str, count: int) -> None:
-    text = refusal(**{name: [999 - 0.5 * i for i in range(count)]})
-    assert text.startswith(f"{name} has {count} values; send 1 to 500 numbers")
-    assert parse(**{name: [5.0]}, sampler=["euler"]).num_inference_steps == 1
-    most = [999 - 0.5 * i for i in range(MAX_LEVELS)]
-    assert parse(**{name: most}, sampler=["euler"]).num_inference_steps == 500
-
-
-@pytest.mark.parametrize("name", [field.name for field in MANY])
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [([5, 5], "has 5.0 after 5.0 (value 2)"), ([9, 7.5, 3, 4, 1], "has 4.0 after 3.0 (value 4)")],
-)
-def test_a_list_must_descend(name: str, values: list[float], said: str) -> None:
-    text = refusal(**{name: values}, sampler=["euler"])
-    assert text.startswith(f"{name} {said}")
-    assert "each less than the one before" in text
-
-
-@pytest.mark.parametrize("name", [field.name for field in NUMBERS])
-@pytest.mark.parametrize("value", [True, False, None, "20", b"20", [1], 1j, float("nan"), float("inf"), -float("inf")])
-def test_what_is_no_finite_number_is_refused(name: str, value: object) -> None:
-    text = refusal(**{name: [value]})
-    assert text.startswith(f"{name} is {value!r}; send ")
-
-
-@pytest.mark.parametrize("name", [field.name for field in INTEGERS])
-@pytest.mark.parametrize("value", [1.0, 20.5, 1e300])
-def test_an_integer_is_not_sent_as_a_float(name: str, value: float) -> None:
-    text = refusal(**{name: [value]})
-    assert text.startswith(f"{name} is {value!r}; send an integer from ")
-
-
-BOUNDS = {
-    "height": (1, 16384),
-    "width": (1, 16384),
-    "num_inference_steps": (1, 500),
-    "guidance_scale": (0, 100),
-    "seed": (0, MAX_SEED),
-    "num_images": (1, 16),
-    "rho": (0, 100),
-    "sigmas": (0, 10_000),
-    "timesteps": (0, 999),
-    "eta": (0, 1),
-    "solver_order": (1, 4),
-    "guidance_rescale": (0, 1),
-    "guidance_start": (0, 1),
-    "guidance_end": (0, 1),
-    "clip_skip": (0, 11),
-    "subseed": (0, MAX_SEED),
-    "subseed_strength": (0, 1),
-    "noise_seed_delta": (0, MAX_SEED),
-    "priority": (-10, 10),
-    "timeout_ms": (0, 86_400_000),
-    "progress_interval": (0, 500),
-    "preview_interval": (0, 500),
-    "stream_images": (0, 1),
-    "partial_result": (0, 1),
-}
-# These have a further rule at one of their ends, or need a certain value: see test_request_checks.
-NOT_AT_BOTH_ENDS = ("height", "width", "sigmas", "timesteps", "guidance_start", "guidance_end")
-
-
-@pytest.mark.parametrize(("name", "bounds"), BOUNDS.items())
-@pytest.mark.parametrize("beyond", [1, 10**9, 2**64, HUGE], ids=["1", "1e9", "2^64", "1e400"])
-def test_a_number_out_of_range_is_refused_with_the_range_in_plain_digits(
-    name: str, bounds: tuple[int, int], beyond: int
-) -> None:
-    for value in (bounds[0] - beyond, bounds[1] + beyond):
-        text = refusal(**{name: [value]})
-        assert text.startswith(f"{name} is ")
-        assert f"from {bounds[0]} to {bounds[1]}" in text
-
-
-@pytest.mark.parametrize(("name", "bounds"), [item for item in BOUNDS.items() if item[0] not in NOT_AT_BOTH_ENDS])
-def test_both_ends_of_a_range_are_allowed(name: str, bounds: tuple[int, int]) -> None:
-    limits = Limits(LIMITS.resolutions, sampler="lms" if name == "solver_order" else "ddim", max_images=16)
-    assert [getattr(parse(limits, **{name: [value]}), name) for value in bounds] == list(bounds)
-
-
-def test_every_number_has_bounds() -> None:
-    assert {field.name: (field.low, field.high) for field in NUMBERS} == BOUNDS
-
-
-@pytest.mark.parametrize("name", [field.name for field in TEXTS])
-@pytest.mark.parametrize("value", [None, 3, 2.5, True, ["a"], bytearray(b"a")])
-def test_what_is_no_text_is_refused(name: str, value: object) -> None:
-    text = refusal(**{name: [value]})
-    assert text.startswith(f"{name} is {value!r}; send ")
-
-
-@pytest.mark.parametrize("name", [field.name for field in TEXTS])
-@pytest.mark.parametrize("value", [b"a\xff", b"\xc3", b"\xed\xa0\x80"])
-def test_invalid_utf8_is_refused_with_the_place(name: str, value: bytes) -> None:
-    text = refusal(**{name: [value]})
-    assert all(part in text for part in (name, "not valid UTF-8", "byte ", "send UTF-8"))
-
-
-@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
-def test_a_text_that_utf8_cannot_hold_is_refused(name: str) -> None:
-    text = refusal(**{name: ["half a pair: \ud83d"]})
-    assert all(part in text for part in (name, "UTF-8"))
-
-
-@pytest.mark.parametrize("name", [field.name for field in TEXTS])
-@pytest.mark.parametrize("value", ["x" * 2**20, b"x" * 2**20, "ü" * (MAX_PROMPT_BYTES // 2 + 1), b"\xff" * 2**20])
-def test_a_text_that_is_too_long_is_refused_in_a_short_sentence(name: str, value: str | bytes) -> None:
-    text = refusal(**{name: [value]})
-    assert all(part in text for part in (name, str(MAX_PROMPT_BYTES)))
-
-
-@pytest.mark.parametrize("value", ["x" * MAX_PROMPT_BYTES, "ü" * (MAX_PROMPT_BYTES // 2), "", "\x00", "🙂 größer"])
-def test_a_text_within_the_limit_is_taken_as_text_or_bytes(value: str) -> None:
-    assert parse(prompt=[value]).prompt == parse(prompt=[value.encode()]).prompt == value
-
-
-def test_a_prompt_must_be_sent() -> None:
-    with pytest.raises(InvalidRequest, match=r"prompt is missing; send UTF-8 text .* shape \[1\]"):
-        Request.parse({}, LIMITS)
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "meant"),
-    [
-        ("sampler", "eulr", "euler"),
-        ("sampler", "euler_ancestrall", "euler_ancestral"),
-        ("sampler", "dpmpp2m", "dpmpp_2m"),
-        ("sampler", "DPM++ 2N", "dpmpp_2m"),
-        ("sampler", "DPMSolverMultistepSchedular", "dpmpp_2m"),
-        ("schedule", "kerras", "karras"),
-        ("timestep_spacing", "leeding", "leading"),
-        ("prompt_syntax", "A1111", "a1111"),
-        ("noise_source", "philo", "philox"),
-        ("output_format", "jpg", "jpeg"),
-        ("encoding", "base-64", "base64"),
-    ],
-)
-def test_a_near_miss_is_answered_with_what_was_meant(name: str, value: str, meant: str) -> None:
-    text = refusal(**{name: [value]})
-    assert text.startswith(f"{name} is {value!r}; send one of ")
-    assert text.endswith(f"did you mean {meant!r}?")
-
-
-@pytest.mark.parametrize("field", CHOICES, ids=lambda field: field.name)
-@pytest.mark.parametrize("value", ["zzzzzz", "", "x" * 9000])
-def test_an_unknown_choice_is_answered_with_all_choices(field: Any, value: str) -> None:
-    text = refusal(**{field.name: [value]})
-    assert field.name in text
-    assert ", ".join(field.choices) in text
-
-
-@pytest.mark.parametrize(
-    ("name", "meant"),
-    [
-        ("promt", "prompt"),
-        ("num_steps", "num_inference_steps"),
-        ("guidance", "guidance_scale"),
-        ("samplers", "sampler"),
-    ],
-)
-def test_an_unknown_field_is_answered_with_the_nearest_one(name: str, meant: str) -> None:
-    text = refusal(**{name: [1]})
-    assert all(part in text for part in (repr(name), "not a field", repr(meant)))
-
-
-def test_an_unknown_field_like_no_other_is_answered_with_all_fields() -> None:
-    assert all(field.name in unknown_field("zzzzzz") for field in FIELDS)
-
-
 def test_the_default_sampler_is_the_checkpoints() -> None:
     assert parse(Limits(((8, 8),), sampler="euler_ancestral")).sampler == "euler_ancestral"
     assert parse(Limits(((8, 8),))).sampler == "euler"
+
+
+@pytest.mark.parametrize("name", ARRAY_OF)
+def test_a_picture_comes_in_one_way_only(name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"both {name} and {ARRAY_OF[name]} came; send one of them"):
+        parse(**{name: [b"a file"], ARRAY_OF[name]: [Raster((2, 2), b"four")]})
+
+
+def test_pictures_are_refused_where_none_are_read() -> None:
+    with pytest.raises(InvalidRequest, match="init_image came, but this server reads no pictures; leave it out"):
+        Request.parse({"prompt": ["a"], "init_image": [b"a file"]}, LIMITS)
+
+
+def test_what_a_picture_is_no_file_of_is_said_before_the_request_is_let_in() -> None:
+    def wrong(name: str, picture: Picture) -> tuple[int, int]:
+        raise InvalidRequest(f"{name} is no picture")
+
+    with pytest.raises(InvalidRequest, match="init_image is no picture"):
+        Request.parse({"prompt": ["a"], "init_image": [b"a file"]}, LIMITS, wrong)
+
+
+def test_the_model_is_one_of_those_that_are_loaded_the_first_by_default() -> None:
+    names = ("one", "two")
+    assert [chosen_model(asked, names) for asked in ({}, {"model": [""]}, {"model": [b"two"]})] == ["one", "one", "two"]
+    with pytest.raises(InvalidRequest, match="model is 'three'; this server has one, two: send one of these"):
+        chosen_model({"model": ["three"]}, names)
+    with pytest.raises(InvalidRequest, match="model has 2 values"):
+        chosen_model({"model": ["one", "two"]}, names)
+
+
+def test_an_id_to_cancel_is_sent_alone() -> None:
+    assert cancelled_id({"cancel": [b"x"]}) == "x"
+    for sent in ({"cancel": ["x"], "prompt": ["a"]}, {"cancel": [""]}, {"cancel": [3]}, {"cancel": ["x", "y"]}):
+        with pytest.raises(InvalidRequest, match="cancel "):
+            cancelled_id(sent)

@@ -1,15 +1,11 @@
 """server.request_checks: what fits together, and what the checkpoint can do."""
 
-from collections import Counter
-from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
-from server.request import FIELDS, Field, Limits, Request
+from server.request import Limits, Request
 from server.sampler_names import SAMPLERS, SCHEDULES
 
 LIMITS = Limits(((512, 512), (768, 512), (512, 768)), sampler="euler", max_images=8)
@@ -239,53 +235,3 @@ def test_a_long_prompt_is_not_read_anew_for_too_many_steps(name: str) -> None:
     )
     assert parse(**long, num_inference_steps=200).num_inference_steps == 200
     assert parse(**{**long, "prompt_syntax": "none"}, num_inference_steps=500).num_inference_steps == 500
-
-
-JUNK = st.one_of(
-    *(st.none(), st.booleans(), st.integers(), st.floats(), st.complex_numbers(), st.lists(st.none())),
-    *(st.binary(max_size=9), st.text(st.characters(), max_size=9)),
-)
-PUT_TOGETHER = [field for field in FIELDS if field.name != "prompt"]
-
-
-def plausible(field: Field) -> st.SearchStrategy[list[Any]]:
-    """Values in the field's bounds, or labels that it knows."""
-    if field.datatype == "STRING":
-        labels = field.choices + (("Euler a", "DPM++ 2M Karras", "PLMS") if field.name == "sampler" else ())
-        return st.lists(st.sampled_from(labels) if labels else st.text(max_size=30), min_size=1, max_size=1)
-    assert field.low is not None
-    assert field.high is not None
-    inside = st.integers(field.low, field.high)
-    values = inside if field.datatype == "INT64" else st.one_of(inside, st.floats(field.low, field.high, width=32))
-    found = st.lists(values, min_size=1, max_size=5 if field.many else 1)
-    return found.map(lambda given: sorted(set(given), reverse=True)) if field.many else found
-
-
-def mostly(values: st.SearchStrategy[list[Any]]) -> st.SearchStrategy[list[Any]]:
-    return st.integers(0, 9).flatmap(lambda n: values if n else st.lists(JUNK))
-
-
-def tensors(fields: list[Field]) -> st.SearchStrategy[dict[str, list[Any]]]:
-    values = {field.name: mostly(plausible(field)) for field in fields}
-    return st.fixed_dictionaries({"prompt": st.text(max_size=9).map(lambda text: [text]), **values})
-
-
-def test_whatever_comes_is_a_request_or_refused() -> None:
-    limits = Limits(((512, 512), (768, 512)), max_images=4, max_steps=100, layers=2)
-    outcomes = Counter[bool]()
-
-    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
-    @given(st.lists(st.sampled_from(PUT_TOGETHER), max_size=5, unique_by=lambda field: field.name).flatmap(tensors))
-    def check(given: dict[str, list[Any]]) -> None:
-        request = None
-        with suppress(InvalidRequest):
-            request = Request.parse(given, limits)
-        outcomes[request is not None] += 1
-        if request is not None:
-            values = {field.name: getattr(request, field.name) for field in FIELDS}
-            known = {name: value for name, value in values.items() if value not in (None, ())}
-            assert parse(limits, **{k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}) == request
-            assert all(0 <= seed <= MAX_SEED for i in range(request.num_images) for seed in request.seeds(i))
-
-    check()
-    assert min(outcomes[True], outcomes[False]) > 50

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.fields import Raster
 from server.request import Request
 from server.response_cache import ResponseCache
 from tests.fakes import make_request
@@ -50,6 +51,38 @@ WHAT: dict[str, Any] = {
     "subseed": 1,
     "subseed_strength": 0.5,
     "noise_seed_delta": 1,
+    "model": "another",
+    "init_image": b"a file",
+    "strength": 0.5,
+    "resize_mode": "crop",
+    "mask_image": Raster((2, 2), b"\0\1\2\3"),
+    "mask_blur": 0,
+    "mask_invert": 1,
+    "masked_content": "fill",
+    "soft_mask": 1,
+    "only_masked": 1,
+    "only_masked_padding": 8,
+    "keep_unmasked": 0,
+    "extend_left": 8,
+    "extend_right": 8,
+    "extend_top": 8,
+    "extend_bottom": 8,
+    "extend_fill": "noise",
+    "feather": 0,
+    "depth_image": Raster((1, 1), b"\0\0\0\0"),
+    "depth_invert": 1,
+    "noise_level": 50,
+    "hires_height": 192,
+    "hires_width": 192,
+    "hires_strength": 0.5,
+    "hires_steps": 7,
+    "hires_upscaler": "lanczos",
+    "upscale_model": "x4",
+    "upscale_steps": 7,
+    "upscale_guidance_scale": 3.0,
+    "task": "image_to_image",
+    "source_height": 64,
+    "source_width": 64,
     "output_format": "jpeg",
     "encoding": "base64",
     "stream_images": 1,
@@ -137,6 +170,18 @@ def test_an_answer_beyond_the_limit_is_not_kept_and_costs_the_others_nothing() -
     cache.put(make_request(seed=2), answer(26))
     assert cache.get(make_request(seed=1)) is not None
     assert cache.get(make_request(seed=2)) is None
+
+
+@pytest.mark.parametrize("picture", [b"x" * 100, Raster((10, 10), b"x" * 100)], ids=["file", "array"])
+def test_pictures_that_came_are_told_apart_and_count_too(picture: bytes | Raster) -> None:
+    request = dataclasses.replace(make_request(), init_image=picture)
+    other = dataclasses.replace(make_request(), init_image=b"y" * 100)
+    small, large = ResponseCache(100), ResponseCache(120)
+    for cache in (small, large):
+        cache.put(request, answer())
+        assert cache.get(other) is None
+    assert small.get(request) is None
+    assert large.get(request) is not None
 
 
 def test_metadata_counts_too() -> None:

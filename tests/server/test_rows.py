@@ -16,10 +16,9 @@ from server.noise import TorchGenerator
 from server.rows import Array, BucketState, padded_size
 from server.samplers import sampler_table
 from server.table import A1, C_IN, COLUMNS, HISTORY, B, Table, V
-from tests.fakes import TableRun, make_job, trained
+from tests.fakes import BUCKET, TableRun, make_job, trained
 
 SHAPE = (4, 5, 3)
-BUCKET = (128, 128, 2)
 Spoil = Callable[[Array, Batch], None]
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from server.conditioning import Condition
-from server.job import Job, JobStatus
+from server.job import Bucket, Job, JobStatus
 from server.scheduler import BEGUN_PER_ROW, DEADLINES_KEPT, Scheduler
 from server.step_curve import StepCurve
-from tests.fakes import FakeReply, idle_table, make_job
+from tests.fakes import CHECKPOINT, FakeReply, idle_table, make_job
 
 SMALL, LARGE = {"height": 128, "width": 128}, {"height": 192, "width": 192}
 
@@ -131,12 +131,12 @@ def test_as_many_jobs_share_a_call_as_rows_fit_the_cap_and_larger_ones_run_alone
 def test_the_cap_follows_the_curve_of_the_bucket() -> None:
     """Small pictures gain from more rows, large ones do not."""
     flat, steep = StepCurve([(2, 1.0), (16, 1.0)]), StepCurve([(2, 1.0), (16, 8.0)])
-    scheduler = Scheduler(16, lambda bucket: flat if bucket[0] == 128 else steep)
+    scheduler = Scheduler(16, lambda bucket: flat if bucket.height == 128 else steep)
     for due in range(8):
         scheduler.add(job(due=float(due), **SMALL))
         scheduler.add(job(due=100.0 + due, **LARGE))
     assert [len(call) for call in served(scheduler)] == [8] + [1] * 8
-    assert [scheduler.row_cap((side, side, 2)) for side in (128, 192)] == [16, 2]
+    assert [scheduler.row_cap(Bucket(CHECKPOINT, side, side, 2)) for side in (128, 192)] == [16, 2]
 
 
 def test_rows_are_counted_as_each_call_takes_them() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 
 from server.conditioning import Condition
 from server.job import Bucket, Job, JobStatus
-from server.pipeline import Work
 from server.scheduler import GUEST_SHARE, GUEST_STRETCH, Scheduler
 from server.step_curve import StepCurve
 from tests.fakes import FakeReply, idle_table, make_job
@@ -33,7 +33,7 @@ def made(rows: tuple[int, ...], side: int, tokens: int, due: float, arrival: flo
     """A job with so many rows in each of its calls."""
     like = template(side, len(rows))
     conditions = tuple(condition(count, tokens) for count in rows)
-    work = Work(like.work.table, like.work.noise, conditions, max(rows))
+    work = replace(like.work, conditions=conditions, reserved=max(rows))
     return Job(like.request, 0, work, FakeReply(like.request), arrival, due)
 
 

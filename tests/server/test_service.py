@@ -16,11 +16,14 @@ from PIL import Image
 
 from engines.component import Arrays, PipelineSpec
 from engines.errors import ProviderError
+from engines.runner import Runner
+from server.checkpoints import Checkpoints, open_checkpoints
 from server.config import ServerConfig
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
+from server.fields import MAX_PROMPT_BYTES
 from server.infotext import read_fields
-from server.pipeline import MAX_TEXTS, Pipeline, open_pipeline
-from server.request import MAX_PROMPT_BYTES
+from server.pipeline import Pipeline
+from server.preparation import MAX_TEXTS
 from server.sampler_names import SAMPLERS
 from server.service import Service
 from tests.fakes import BlockableRunner, ListSink
@@ -65,7 +68,8 @@ def exact(fake_export: Path, runners: dict[str, BlockableRunner]) -> Iterator[Se
     """A service whose pictures are the bits of its latents."""
     spec = PipelineSpec.read(fake_export)
     config = ServerConfig(model=fake_export, provider="fake", max_rows=16, step_seconds=((2, 0.002), (16, 0.002)))
-    made = Service(Pipeline(spec, fake_export, {**runners, "vae_decoder": BitsDecoder(runners["vae_decoder"])}), config)
+    telling: dict[str, Runner] = {**runners, "vae_decoder": BitsDecoder(runners["vae_decoder"])}
+    made = Service(Checkpoints([Pipeline(spec, fake_export, telling)]), config)
     made.start()
     yield made
     runners["unet"].release()
@@ -483,7 +487,7 @@ def test_a_flood_of_prompts_does_not_hold_up_another_client(
 
 def test_a_kept_answer_is_given_again(fake_export: Path, runners: dict[str, BlockableRunner]) -> None:
     config = ServerConfig(model=fake_export, provider="fake", response_cache_bytes=1 << 20)
-    service = Service(Pipeline(PipelineSpec.read(fake_export), fake_export, runners), config)
+    service = Service(Checkpoints([Pipeline(PipelineSpec.read(fake_export), fake_export, runners)]), config)
     service.start()
     first = images(submit(service, prompt="a", seed=1, num_inference_steps=2))
     wait_for(lambda: not service.open_replies())
@@ -509,7 +513,7 @@ def test_timeout_is_answered(service: Service, runners: dict[str, BlockableRunne
 
 def test_close_answers_everybody(fake_export: Path) -> None:
     config = ServerConfig(model=fake_export, provider="fake")
-    service = Service(open_pipeline(config), config)
+    service = Service(open_checkpoints(config), config)
     service.start()
     sinks = [submit(service, prompt="a", num_inference_steps=500, seed=i) for i in range(20)]
     service.close()
@@ -522,7 +526,7 @@ def test_close_answers_everybody(fake_export: Path) -> None:
 
 def test_close_lets_open_requests_finish(fake_export: Path) -> None:
     config = ServerConfig(model=fake_export, provider="fake")
-    service = Service(open_pipeline(config), config)
+    service = Service(open_checkpoints(config), config)
     service.start()
     sink = submit(service, prompt="a", num_inference_steps=20)
     service.close(drain_seconds=20.0)

@@ -426,16 +426,22 @@ def launched(model: Path, temporary: Path, *options: str) -> Iterator[tuple[subp
     ) as launcher:
         try:
             assert launcher.stdout is not None
-            assert next(line for line in launcher.stdout if line.startswith("ready: tests/fake"))
+            ready = f"ready: {model.name} (text_to_image) at 64x64"
+            assert next(line for line in launcher.stdout if line.startswith(ready))
             yield launcher, int(Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text())
         finally:
             launcher.kill()
 
 
+def processes(model: Path) -> int:
+    """Of a server: tritonserver's own, and one for each model."""
+    return 1 + len(deployed_models(ServerConfig(model=model, provider="fake")))
+
+
 @pytest.mark.triton
 def test_nothing_outlives_a_killed_launcher(fake_export: Path, tmp_path: Path) -> None:
     with launched(fake_export, tmp_path) as (launcher, group):
-        assert len(members(group)) == 5
+        assert len(members(group)) == processes(fake_export)
         launcher.kill()
         wait_until(lambda: not members(group), 40)
         assert [name for name in os.listdir("/dev/shm") if name.startswith(f"aquatint-{launcher.pid}-")] == []
@@ -450,7 +456,7 @@ def test_a_second_signal_ends_at_once(fake_export: Path, tmp_path: Path) -> None
         launcher.send_signal(signal.SIGINT)
         time.sleep(1)
         assert launcher.poll() is None
-        assert len(members(group)) == 5
+        assert len(members(group)) == processes(fake_export)
         launcher.send_signal(signal.SIGTERM)
         assert launcher.wait(10) == 1
         assert members(group) == []

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server import diffusers_tiling
 from server.noise import Float32Array, TorchGenerator
 from server.tiling import Tiling, tile_starts, tile_windows, tiled_decode, tiled_encode
+from tests import diffusers_tiling
 
 CHECKPOINT = Path(__file__).resolve().parents[2] / "export" / "embedded" / "checkpoint"
 F = 8

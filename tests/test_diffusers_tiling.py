@@ -1,4 +1,4 @@
-"""server.diffusers_tiling against diffusers' AutoencoderKL with tiling enabled."""
+"""tests.diffusers_tiling against diffusers' AutoencoderKL with tiling enabled."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from server.diffusers_tiling import tiled_decode, tiled_encode
 from server.noise import Float32Array, TorchGenerator
+from tests.diffusers_tiling import tiled_decode, tiled_encode
 
 # Clipped tiles of several sizes: 2 and 14 values; 4 and 16; one axis that fits.
 SIZES = [(26, 26), (28, 40), (33, 17), (16, 30), (50, 16)]
