@@ -4,6 +4,8 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 CHECKPOINT := export/embedded/checkpoint
 EXPORT := out/export
+VARIANTS := $(patsubst $(CHECKPOINT)-%,%,$(wildcard $(CHECKPOINT)-*))
+MODELS := --model base=$(EXPORT) $(foreach variant,$(VARIANTS),--model $(variant)=out/$(variant))
 
 .PHONY: setup demo test test-slow check serve bench soak export engines-full clean
 
@@ -17,12 +19,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 export: setup
 	$(RUN) -m export $(CHECKPOINT) --out $(EXPORT) --resolution 128 --resolution 192
+	for variant in $(VARIANTS); do \
+		$(RUN) -m export $(CHECKPOINT)-$$variant --out out/$$variant --resolution 128 --resolution 192 \
+			$$(test $$variant != upscaler || echo --resolution 512) --reuse $(EXPORT) || exit 1; \
+	done
 
 demo: export
-	$(RUN) -m bench demo --model $(EXPORT) --out out
+	$(RUN) -m bench demo $(MODELS) --out out
 
 serve: export
-	$(RUN) -m server launch --model $(EXPORT)
+	$(RUN) -m server launch $(MODELS)
 
 test: setup
 	$(RUN) -m pytest -m "not slow and not gpu"
@@ -36,7 +42,7 @@ check: setup
 	$(RUN) -m mypy
 
 bench: export
-	$(RUN) -m bench quality --model $(EXPORT) --json out/quality.json
+	$(RUN) -m bench quality --task all $(MODELS) --json out/quality.json
 	$(RUN) -m bench samplers --model $(EXPORT) --json out/samplers.json
 	$(RUN) -m bench host --json out/host.json
 	$(RUN) -m bench placement --model $(EXPORT) --json out/placement.json

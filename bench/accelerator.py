@@ -87,6 +87,9 @@ class FakeAccelerator:
         shape: (channels, height, width) of all latents.
     """
 
+    extra_channels = 0
+    labelled = False
+
     def __init__(self, curve: DeviceCurve, clock: VirtualClock, shape: tuple[int, int, int]) -> None:
         self.curve = curve
         self.calls = 0

@@ -59,8 +59,7 @@ class Static:
     def _run(self, jobs: Sequence[Job]) -> None:
         """All calls of these jobs."""
         batch = Batch(jobs[0].bucket, tuple(jobs))
-        height, width, _ = batch.bucket
-        state = BucketState(len(batch.jobs), self._device.latent_shape(height, width))
+        state = BucketState(len(batch.jobs), self._device.latent_shape(batch.bucket.height, batch.bucket.width))
         for job in batch.jobs:
             state.join(job)
         for _ in range(batch.jobs[0].calls):

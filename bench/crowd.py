@@ -17,7 +17,7 @@ from bench.latencies import milliseconds, percentile
 from bench.mix import FACES, Asked, Face, Mix
 from bench.serving import accelerator_curve, fake_config, mean_rows, started
 from server.errors import Cancelled, NotFound, ServerError
-from server.request import Value
+from server.fields import Value
 
 MAX_ROWS, QUEUE_LIMIT = 16, 32
 SETTLE_SECONDS = 0.05

@@ -4,55 +4,50 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw
 
-from bench.serving import ask_all, rows_per_call, running_server
+from bench.examples import GALLERY, Example, task_examples
+from bench.judge import Pixels
+from bench.serving import Answer, ask_all, rows_per_call, running_server
 from server.client import Client
-from server.request import Value
+from server.config import named_model
+from server.fields import Value
 
-GALLERY: tuple[dict[str, Value], ...] = (
-    {"prompt": "a red circle on a blue background", "sampler": "dpmpp_2m", "num_inference_steps": 20},
-    {"prompt": "a large yellow star on a purple background", "sampler": "euler", "num_inference_steps": 30},
-    {"prompt": "a white heart on a red background", "sampler": "ddim", "num_inference_steps": 25},
-    {"prompt": "a small green square on the left on an orange background", "sampler": "euler_ancestral"},
-    {"prompt": "a cyan ring above a pink triangle on a black background", "sampler": "dpmpp_2m"},
-    {"prompt": "a black diamond left of an orange cross on a white background", "schedule": "karras"},
-    {"prompt": "a picture of a pink heart on a cyan background", "sampler": "euler", "schedule": "karras"},
-    {"prompt": "a purple cross at the top on a yellow background", "guidance_scale": 3.0},
-    {"prompt": "an orange star on a green background", "height": 192, "width": 192},
-    {"prompt": "a blue triangle above a yellow circle on a pink background", "height": 192, "width": 192},
-)
 DEFAULTS: dict[str, Value] = {"num_inference_steps": 20, "guidance_scale": 2.0}
-TILE, CAPTION = 192, 42
+TILE, CAPTION, COLUMNS = 192, 42, 5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
+    parser.add_argument(
+        "--model", type=named_model, action="append", metavar="[NAME=]DIR",
+        help="a folder written by `python -m export`; repeat for the variants, whose tasks are then shown "
+        "(default: out/export)",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures")
     parser.add_argument("--seed", type=int, default=7)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, draw one picture alone, then the gallery all at once; write the pictures."""
+    """Start a server, draw one picture alone, then the gallery all at once, then each task; write the pictures."""
+    models = options.model or [named_model("out/export")]
     requests = [{**DEFAULTS, **fields, "seed": options.seed + i} for i, fields in enumerate(GALLERY)]
+    examples = task_examples({name for name, _ in models[1:]})
+    edits = [{**DEFAULTS, **example.fields, "seed": options.seed + i} for i, example in enumerate(examples)]
     options.out.mkdir(parents=True, exist_ok=True)
     begun = time.monotonic()
-    with running_server(None, options.model, "auto", options.out / "triton.log") as url:
+    with running_server(None, models, "auto", options.out / "triton.log") as url:
         ready = time.monotonic()
         with Client(url) as client:
             client.stream(lambda event: None, **requests[0])
         first = time.monotonic()
         answers = ask_all(url, requests, concurrency=len(requests))
-    pictures = []
-    for i, (fields, answer) in enumerate(zip(requests, answers, strict=True)):
-        path = options.out / f"{i:02d}-{str(fields['prompt']).replace(' ', '-')}.png"
-        path.write_bytes(answer.result.images[0])
-        pictures.append((str(fields["prompt"]), Image.fromarray(answer.result.pixels()[0])))
-    sheet = options.out / "gallery.png"
-    contact_sheet(pictures).save(sheet)
+        edited = ask_all(url, edits, concurrency=len(edits)) if edits else []
+    sheet = _keep(options.out, answers, examples, edited)
     seconds = max(answer.seconds for answer in answers)
     return {
         "pictures": str(sheet),
@@ -61,10 +56,37 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "images": len(answers),
         "images_per_second": round(len(answers) / seconds, 2),
         "mean_rows_per_unet_call": round(rows_per_call(answers), 2),
+        "edited_images": len(edited),
+        "edited_seconds": round(max((answer.seconds for answer in edited), default=0.0), 2),
     }
 
 
-def contact_sheet(pictures: list[tuple[str, Image.Image]], columns: int = 5) -> Image.Image:
+def _keep(out: Path, answers: Sequence[Answer], examples: Sequence[Example], edited: Sequence[Answer]) -> Path:
+    """Write every picture, and all of them on one sheet: the gallery, then a row for each task."""
+    cells: list[tuple[str, Pixels]] = []
+    for i, (fields, answer) in enumerate(zip(GALLERY, answers, strict=True)):
+        path = out / f"{i:02d}-{str(fields['prompt']).replace(' ', '-')}.png"
+        path.write_bytes(answer.result.images[0])
+        cells.append((str(fields["prompt"]), answer.result.pixels()[0]))
+    row: list[tuple[str, Pixels]] = []
+    for i, (example, answer) in enumerate(zip(examples, edited, strict=True)):
+        (out / f"{example.task.replace(' ', '-')}-{i}.png").write_bytes(answer.result.images[0])
+        if i == 0 or examples[i - 1].task != example.task:
+            cells += _filled(row)
+            row = [(f"{example.task}: {name}", pixels) for name, pixels in example.shown.items()]
+        row.append((f"{example.task}: {example.prompt}", answer.result.pixels()[0]))
+    sheet = out / "gallery.png"
+    contact_sheet([(text, Image.fromarray(pixels)) for text, pixels in cells + row]).save(sheet)
+    return sheet
+
+
+def _filled(row: list[tuple[str, Pixels]]) -> list[tuple[str, Pixels]]:
+    """As many cells as the sheet has columns; white ones at the end."""
+    white: Pixels = np.full((1, 1, 3), 255, np.uint8)
+    return row + [("", white)] * (-len(row) % COLUMNS)
+
+
+def contact_sheet(pictures: list[tuple[str, Image.Image]], columns: int = COLUMNS) -> Image.Image:
     """Pictures in a grid, each above its prompt."""
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (TILE + 8) + 8, rows * (TILE + CAPTION) + 8), "white")

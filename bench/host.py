@@ -16,7 +16,6 @@ from server.conditioning import Condition
 from server.job import Batch, Job
 from server.levels import Choice
 from server.noise import TorchGenerator
-from server.pipeline import Work
 from server.prompt import parse_composition, parse_emphasis
 from server.prompt_schedule import parse_schedule
 from server.reply import Reply
@@ -24,6 +23,7 @@ from server.request import Limits, Request
 from server.rows import BucketState
 from server.samplers import METHODS, sampler_table
 from server.schedule import TrainedSchedule
+from server.work import Work
 
 SIDE, STEPS, TOKENS, WIDTH = 64, 50, 77, 768
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
@@ -89,7 +89,8 @@ def _job(sampler: str, seed: int, guided: bool, trained: TrainedSchedule) -> Job
     states = np.zeros((TOKENS, WIDTH), np.float32)
     condition = Condition((states,), states if guided else None, (request.guidance_scale,))
     table = sampler_table(sampler, Choice(steps=STEPS), trained)
-    work = Work(table, TorchGenerator(seed), (condition,) * table.calls, condition.rows)
+    conditions = (condition,) * table.calls
+    work = Work("", request.height, request.width, table, TorchGenerator(seed), conditions, condition.rows)
     return Job(request, 0, work, cast(Reply, None), 0.0)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from bench.accelerator import GUIDED_ROWS, FakeAccelerator
+from bench.load import LIMITS
 from bench.virtual_time import VirtualClock
 from server.admission import Admission, Cost
 from server.config import ServerConfig
@@ -66,15 +67,15 @@ class InFlight:
         self._arrival = 0.0
         self._finished = finished
         self._costs: dict[Job, Cost] = {}
-        self._admission = Admission(config, lambda size: curve, lambda: self._arrival)
+        self._admission = Admission(config, lambda plot: curve, lambda: self._arrival)
         scheduler = Scheduler(max_rows, lambda bucket: curve)
         watch = Watch(curve, self._admission)
-        self._loop = DenoiseLoop(cast(Pipeline, device), scheduler, self._leave, watch, (), clock)
+        self._loop = DenoiseLoop({LIMITS.model: cast(Pipeline, device)}, scheduler, self._leave, watch, (), clock)
 
     def submit(self, job: Job) -> None:
         # The server admits while a call is being made, so a job's arrival is the time of its admission.
         self._arrival = job.arrival
-        cost = self._costs[job] = self._admission.cost(job.request, job.calls, job.rows)
+        cost = self._costs[job] = self._admission.cost(job.request, [(job.bucket.plot, job.calls, job.rows)])
         job.due = self._admission.enter(job.request, cost)[0]
         job.seconds = cost.seconds / cost.calls
         self._loop.submit([job])

@@ -24,6 +24,12 @@ BORDER = 4
 CONTRAST = 45.0
 
 
+def read_world(folder: Path = WORLD_FOLDER) -> dict[str, Any]:
+    """Colours and outlines of the embedded checkpoint's world."""
+    world: dict[str, Any] = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+    return world
+
+
 @dataclass(frozen=True, slots=True)
 class Sight:
     """What a picture shows; None where nothing stands out from the background."""
@@ -41,7 +47,7 @@ class Judge:
     """
 
     def __init__(self, folder: Path = WORLD_FOLDER) -> None:
-        world: dict[str, Any] = json.loads((folder / "world.json").read_text(encoding="utf-8"))
+        world = read_world(folder)
         self._names: list[str] = list(world["colours"])
         self._palette = np.array([world["colours"][name] for name in self._names], np.float64)
         shapes: dict[str, Any] = world["shapes"]
@@ -57,9 +63,18 @@ class Judge:
         mask[border] = False
         if mask.sum() < 30:
             return Sight(self._colour(ground), None, None)
+        return Sight(self._colour(ground), self.colour_under(smooth, mask), self._shape(mask))
+
+    def colour_under(self, pixels: Pixels, mask: Mask) -> str:
+        """What colour a part of a picture has, its edges left out where it is large enough."""
         inner = _eroded(mask)
-        colour = np.median(smooth[inner if inner.sum() > 10 else mask], axis=0)
-        return Sight(self._colour(ground), self._colour(colour), self._shape(mask))
+        return self._colour(np.median(pixels[inner if inner.sum() > 10 else mask], axis=0))
+
+    def overlap(self, pixels: Pixels, mask: Mask) -> float:
+        """How well what stands out from the background lies under a mask: intersection over union."""
+        ground = np.median(pixels[~mask], axis=0)
+        standing = np.linalg.norm(pixels - ground, axis=2) > CONTRAST
+        return float((standing & mask).sum() / max(1, (standing | mask).sum()))
 
     def _colour(self, rgb: npt.NDArray[np.float64]) -> str:
         nearest = int(np.linalg.norm(self._palette - rgb, axis=1).argmin())

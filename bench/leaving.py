@@ -14,7 +14,7 @@ from bench.latencies import milliseconds
 from bench.serving import accelerator_curve, fake_config, started
 from server.async_client import AsyncClient
 from server.errors import Cancelled, ServerError
-from server.request import Value
+from server.fields import Value
 
 # One guided image fills every call.
 MAX_ROWS = 2

@@ -15,11 +15,11 @@ from server.errors import ServerError
 from server.job import Job
 from server.levels import Choice
 from server.philox import PhiloxGenerator
-from server.pipeline import Work
 from server.reply import Reply
 from server.request import Limits, Request
 from server.samplers import sampler_table
 from server.schedule import TrainedSchedule
+from server.work import Work
 
 # Steps that are equally frequent.
 WORKLOADS: Mapping[str, tuple[int, ...]] = {"mixed": (4, 20, 50), "uniform": (20,)}
@@ -27,6 +27,7 @@ WORKLOADS: Mapping[str, tuple[int, ...]] = {"mixed": (4, 20, 50), "uniform": (20
 SAMPLERS = ("euler", "dpmpp_2m", "ddim")
 SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "timestep_spacing": "leading"}
 TOKENS, WIDTH = 2, 4
+LIMITS = Limits(((512, 512),), model="fake")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,18 +107,20 @@ def _closed(reply: Reply) -> None:
 def _kind(steps: int, sampler: str) -> tuple[Request, Work]:
     """What all guided jobs of this kind share; their noise is their own."""
     fields = {"prompt": "x", "seed": 0, "num_inference_steps": steps, "sampler": sampler}
-    request = Request.parse({name: [value] for name, value in fields.items()}, Limits(((512, 512),)))
+    request = Request.parse({name: [value] for name, value in fields.items()}, LIMITS)
     table = sampler_table(sampler, Choice(steps=steps), TrainedSchedule.from_config(SCHEDULE))
     states = np.zeros((TOKENS, WIDTH), np.float32)
     condition = Condition((states,), states, (request.guidance_scale,))
-    return request, Work(table, KeptNoise(0), (condition,) * table.calls, condition.rows)
+    conditions = (condition,) * table.calls
+    height, width = request.height, request.width
+    return request, Work(request.model, height, width, table, KeptNoise(0), conditions, condition.rows)
 
 
 def make_job(steps: int, sampler: str, seed: int, arrival: float, client: str) -> Job:
     """A guided job with noise of its own."""
     common, shared = _kind(steps, sampler)
     request = replace(common, client_id=client)
-    work = Work(shared.table, KeptNoise(seed), shared.conditions, shared.reserved)
+    work = replace(shared, noise=KeptNoise(seed))
     reply = Reply(request, _Loud(), _closed)
     job = Job(request, 0, work, reply, arrival)
     reply.jobs = (job,)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, get_args
 
-from server.request import Value
+from server.fields import Value
 
 Face: TypeAlias = Literal["unary", "stream"]
 # How a client ends its request: it waits for the answer, cancels the call, drops the connection, or cancels by id.

@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 from bench.latencies import milliseconds, percentile
 from bench.serving import fake_config, started
 from server.async_client import AsyncClient
+from server.checkpoints import open_checkpoints
 from server.client import Client
 from server.config import ServerConfig
 from server.errors import ServerError
-from server.pipeline import open_pipeline
-from server.request import Value
+from server.fields import Value
 from server.service import Service
 
 STEPS = (1, 2, 3, 4)
@@ -63,7 +63,7 @@ class InProcess:
     """The service alone; a context manager."""
 
     def __init__(self, config: ServerConfig) -> None:
-        self._service = Service(open_pipeline(config), config)
+        self._service = Service(open_checkpoints(config), config)
 
     def __enter__(self) -> InProcess:
         self._service.start()

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from bench.serving import ask_all, running_server
 from engines.component import PipelineSpec
+from server.config import named_model
 from server.levels import KINDS, Choice
 from server.sampler_names import SAMPLERS, Sampler
 from server.samplers import METHODS
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     ]
     with tempfile.TemporaryDirectory() as folder:
         log, provider = Path(folder) / "triton.log", "fake" if options.dry_run else "auto"
-        with running_server(options.url, options.model, provider, log) as url:
+        with running_server(options.url, [named_model(str(options.model))], provider, log) as url:
             started = time.monotonic()
             answers = ask_all(url, requests, len(requests))
             seconds = time.monotonic() - started

@@ -15,12 +15,14 @@ from bench.accelerator import ACCELERATORS
 from server.client import Client, Result
 from server.config import ServerConfig
 from server.errors import ServerError
+from server.fields import Value
 from server.launch import TritonServer
-from server.request import Value
 
 # Between measured points a step-time curve is linear, as these models of accelerators are.
 CURVE_ROWS = (2, 16)
 Curve = tuple[tuple[int, float], ...]
+# Of a checkpoint: its name in the server, and its export folder.
+Named = tuple[str, Path]
 
 
 def accelerator_curve(name: str) -> Curve:
@@ -97,12 +99,14 @@ def started(config: ServerConfig, log: Path) -> Iterator[TritonServer]:
 
 
 @contextlib.contextmanager
-def running_server(url: str | None, model: Path, provider: str, log: Path) -> Iterator[str]:
-    """The gRPC address of the server at `url`, or of one that serves `model` until the block ends."""
+def running_server(url: str | None, models: Sequence[Named], provider: str, log: Path) -> Iterator[str]:
+    """The gRPC address of the server at `url`, or of one that serves `models` until the block ends."""
     if url is not None:
         yield url
         return
-    with started(ServerConfig(model=model.resolve(), provider=provider), log) as server:
+    (name, model), *more = models
+    config = ServerConfig(model=model.resolve(), name=name, more=tuple(more), provider=provider)
+    with started(config, log) as server:
         yield server.grpc_url
 
 

@@ -24,9 +24,9 @@ from bench.serving import fake_config
 from bench.supervised import SupervisedServer
 from server.async_client import AsyncClient
 from server.errors import ServerError
+from server.fields import Value
 from server.launch import SHARED_MEMORY
 from server.repository import STREAM
-from server.request import Value
 
 # Quicker than any device, so that what is soaked is the host.
 STEP_SECONDS = ((2, 0.002), (16, 0.006))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engines.component import GREY
 from server.admission import Admission
+from server.checkpoints import Checkpoints
 from server.conditioning import Condition
 from server.config import ServerConfig
 from server.job import Job
@@ -21,17 +22,18 @@ from server.loop import DenoiseLoop
 from server.metrics import Metrics
 from server.monitor import Monitor
 from server.noise import TorchGenerator
-from server.pipeline import Pipeline, Work
+from server.pipeline import Pipeline
 from server.reply import Reply
 from server.request import Limits, Request
 from server.samplers import sampler_table
 from server.schedule import TrainedSchedule
 from server.scheduler import Scheduler
 from server.warm_up import Curves
+from server.work import Work
 
 SIDE, CALLS = 64, 50
 SAMPLERS = ("euler", "ddim", "dpmpp_2m", "deis")
-SIZE = (512, 512)
+NAME, SIZE = "instant", (512, 512)
 STATES = np.zeros((77, 768), np.float32)
 
 
@@ -60,6 +62,8 @@ class Instant:
     def __init__(self, rows: int) -> None:
         self.output = np.random.default_rng(0).standard_normal((rows, 4, SIDE, SIDE), np.float32)
         self.called = 0.0
+        self.name, self.limits, self.low_resolution = NAME, Limits((SIZE,), model=NAME), None
+        self.extra_channels, self.labelled = 0, False
         self.spec = SimpleNamespace(preview=GREY, downscale=8)
         self.embedding_cache = (0, 0)
 
@@ -72,13 +76,13 @@ class Instant:
 
 def turn_microseconds(rows: int, waiting: int, trained: TrainedSchedule) -> float:
     """Median of schedule, gather, guidance, update and emit for a call of guided jobs, while others wait."""
-    pipeline = cast(Pipeline, Instant(rows))
+    checkpoints = Checkpoints([cast(Pipeline, Instant(rows))])
     config = ServerConfig(model=cast(Any, None), max_rows=rows, row_cap=rows)
-    curves = Curves(((2, 0.01), (rows, 0.02)), SIZE, row_cap=rows)
+    curves = Curves({NAME: (((2, 0.01), (rows, 0.02)), SIZE)}, row_cap=rows)
     admission = Admission(config, curves, time.monotonic)
-    monitor = Monitor(pipeline, admission, curves, rows, Metrics(), None, time.monotonic)
+    monitor = Monitor(checkpoints, admission, curves, rows, Metrics(), None, time.monotonic)
     loop = DenoiseLoop(
-        pipeline, Scheduler(rows, lambda bucket: curves(bucket[:2])), lambda job, latent, when: None, monitor
+        checkpoints, Scheduler(rows, lambda bucket: curves(bucket.plot)), lambda job, latent, when: None, monitor
     )
     tables = [sampler_table(name, Choice(steps=CALLS), trained) for name in SAMPLERS]
     for i in range(rows // 2 + waiting):
@@ -95,9 +99,10 @@ def turn_microseconds(rows: int, waiting: int, trained: TrainedSchedule) -> floa
 
 def _job(table: Any, number: int) -> Job:
     fields = {"prompt": "x", "seed": number}
-    request = Request.parse({name: [value] for name, value in fields.items()}, Limits((SIZE,)))
+    request = Request.parse({name: [value] for name, value in fields.items()}, Limits((SIZE,), model=NAME))
     condition = Condition((STATES,), STATES, (request.guidance_scale,))
-    work = Work(table, TorchGenerator(number), (condition,) * table.calls, condition.rows)
+    conditions = (condition,) * table.calls
+    work = Work(NAME, *SIZE, table, TorchGenerator(number), conditions, condition.rows)
     reply = Reply(request, Deaf(), lambda reply: None)
     reply.jobs = (Job(request, 0, work, reply, 0.0, due=float(number), seconds=0.01),)
     return reply.jobs[0]
