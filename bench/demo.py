@@ -19,7 +19,7 @@ from server.config import named_model
 from server.fields import Value
 
 DEFAULTS: dict[str, Value] = {"num_inference_steps": 20, "guidance_scale": 2.0}
-TILE, CAPTION, COLUMNS = 192, 42, 5
+TILE, CAPTION, COLUMNS = 192, 54, 5
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -29,7 +29,6 @@ SCENE = {
     "things": [{"shape": "circle", "colour": "red", "x": 64.0, "y": 64.0, "radius": 32.0}],
 }
 BOX = [26, 26, 102, 102]
-SIDES = ("extend_left", "extend_right", "extend_top", "extend_bottom")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ def task_examples(loaded: Collection[str]) -> list[Example]:
         loaded: names of the variants beside the default checkpoint.
     """
     scene = Painter().draw(SCENE)
-    found = [*_image_to_image(scene), *_inpainting(scene, ""), *_outpainting(scene)]
+    masked = "inpainting" if "inpainting" in loaded else ""
+    found = [*_image_to_image(scene), *_inpainting(scene, ""), *_outpainting(scene, masked)]
     if "inpainting" in loaded:
         found += _inpainting(scene, "inpainting")
     if "depth" in loaded:
@@ -79,11 +79,16 @@ def _inpainting(scene: Pixels, model: str) -> list[Example]:
     return [Example(name, {**fields, "prompt": prompt}, shown) for prompt in prompts]
 
 
-def _outpainting(scene: Pixels) -> list[Example]:
-    fields: dict[str, Value] = {"init_image": png(scene), "prompt": "a red circle on a blue background"}
-    ways = (dict.fromkeys(SIDES, 32), {"extend_left": 64, "extend_top": 64},
-            {"extend_right": 64, "extend_bottom": 64})  # fmt: skip
-    return [Example("outpainting", {**fields, **way}, {"from": scene}) for way in ways]
+def _outpainting(scene: Pixels, model: str) -> list[Example]:
+    fields: dict[str, Value] = {"init_image": png(scene), "model": model, "extend_top": 32, "extend_bottom": 32}
+    ways = {
+        "a red circle on a blue background": {"extend_left": 32, "extend_right": 32},
+        "a red circle on the left on a blue background": {"extend_right": 64},
+        "a red circle on the right on a blue background": {"extend_left": 64},
+    }
+    return [
+        Example("outpainting", {**fields, **way, "prompt": prompt}, {"from": scene}) for prompt, way in ways.items()
+    ]
 
 
 def _depth(scene: Pixels) -> list[Example]:

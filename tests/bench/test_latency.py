@@ -55,6 +55,7 @@ def test_placements_are_compared_with_all_in_process() -> None:
     assert found[IN_PROCESS]["request_ratio"] == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.triton
 def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
     result = tmp_path / "latency.json"
