@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -64,21 +62,3 @@ def to_network(pixels: Pixels) -> Array:
     """(h, w, 3) uint8 to (3, h, w) float32 in [-1, 1], bit for bit as diffusers' `VaeImageProcessor`."""
     scaled: Array = np.float32(2) * (pixels.astype(np.float32) / np.float32(255)) - np.float32(1)
     return np.ascontiguousarray(scaled.transpose(2, 0, 1))
-
-
-def nearest_resolution(size: tuple[int, int], resolutions: Sequence[tuple[int, int]]) -> tuple[int, int]:
-    """The resolution whose proportions are nearest to a picture's; of several, the one nearest in area, then the first.
-
-    Args:
-        size: (height, width) of the picture, pixels.
-        resolutions: (height, width) that the server draws, at least one.
-    """
-    height, width = size
-
-    def distance(resolution: tuple[int, int]) -> tuple[float, float]:
-        proportions = math.log(resolution[0] / resolution[1]) - math.log(height / width)
-        area = math.log(resolution[0] * resolution[1]) - math.log(height * width)
-        # Rounded, so that a picture and its mirror image are equally far off.
-        return round(abs(proportions), 9), round(abs(area), 9)
-
-    return min(resolutions, key=distance)

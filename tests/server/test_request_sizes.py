@@ -67,3 +67,8 @@ def test_an_extended_picture_must_be_one_of_the_sizes() -> None:
 def test_of_equal_shapes_the_one_of_the_nearest_area_is_taken() -> None:
     assert nearest_size((700, 700), ((512, 512), (768, 768), (1024, 1024))) == (768, 768)
     assert nearest_size((5, 4000), ((512, 512), (512, 768))) == (512, 768)
+
+
+def test_of_equally_near_sizes_the_first_is_taken() -> None:
+    assert nearest_size((100, 100), ((128, 192), (192, 128))) == (128, 192)
+    assert nearest_size((100, 100), ((192, 128), (128, 192))) == (192, 128)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from server.image import Pixels
-from server.resizing import RESIZE_MODES, ResizeMode, nearest_resolution, resize, to_network
+from server.resizing import RESIZE_MODES, ResizeMode, resize, to_network
 
 SIDE = st.integers(1, 90)
 SIZES = [(24, 40, 64, 64), (64, 64, 24, 40), (33, 57, 64, 128), (57, 33, 64, 128), (64, 128, 64, 128), (7, 90, 64, 64)]
@@ -119,26 +119,3 @@ def test_every_level_equals_diffusers_bit_for_bit() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1).repeat(3, -1)
     assert np.array_equal(to_network(levels), VaeImageProcessor().preprocess(Image.fromarray(levels))[0].numpy())
     assert (to_network(levels).min(), to_network(levels).max()) == (-1, 1)
-
-
-@pytest.mark.parametrize(
-    ("size", "nearest"),
-    [
-        ((512, 512), (512, 512)),
-        ((768, 768), (768, 768)),
-        ((4000, 4000), (768, 768)),
-        ((630, 630), (768, 768)),
-        ((600, 600), (512, 512)),
-        ((300, 200), (768, 512)),
-        ((200, 300), (512, 768)),
-        ((1, 8192), (512, 768)),
-        ((1024, 1000), (768, 768)),
-    ],
-)
-def test_the_nearest_resolution_is_of_the_same_proportions(size: tuple[int, int], nearest: tuple[int, int]) -> None:
-    assert nearest_resolution(size, [(512, 512), (768, 768), (768, 512), (512, 768)]) == nearest
-
-
-def test_of_equally_near_resolutions_the_first_is_taken() -> None:
-    assert nearest_resolution((100, 100), [(128, 192), (192, 128)]) == (128, 192)
-    assert nearest_resolution((100, 100), [(192, 128), (128, 192)]) == (192, 128)
