@@ -13,14 +13,16 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 DataType: TypeAlias = Literal["STRING", "INT64", "FP32", "UINT8"]
+ResizeMode: TypeAlias = Literal["stretch", "crop", "pad"]
+Fill: TypeAlias = Literal["edge", "mirror", "grey", "noise"]
 
 SPACINGS = ("leading", "trailing", "linspace")
 FINAL_SIGMAS = ("zero", "sigma_min")
 NOISE_SOURCES = ("cpu", "philox")
 PROMPT_SYNTAXES = ("none", "a1111", "a1111_no_norm", "a1111_ignore", "comfy", "compel")
-RESIZE_MODES = ("stretch", "crop", "pad")
+RESIZE_MODES: tuple[ResizeMode, ...] = ("stretch", "crop", "pad")
 MASKED_CONTENTS = ("original", "fill", "latent_noise", "latent_nothing")
-EXTEND_FILLS = ("edge", "mirror", "grey", "noise")
+EXTEND_FILLS: tuple[Fill, ...] = ("edge", "mirror", "grey", "noise")
 LATENT_UPSCALERS = ("latent", "latent_nearest", "latent_bicubic", "latent_antialiased", "latent_bicubic_antialiased")
 PIXEL_UPSCALERS = ("lanczos", "bicubic", "nearest")
 OUTPUT_FORMATS = ("png", "jpeg", "webp", "raw")

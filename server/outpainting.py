@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import numpy as np
 
 from server.errors import InvalidRequest
+from server.fields import Fill
 from server.image import Pixels
 from server.picture_files import PictureLimits
-
-Fill = Literal["edge", "mirror", "grey", "noise"]
-FILLS: tuple[Fill, ...] = ("edge", "mirror", "grey", "noise")
 
 GREY = 128
 # Side of the piece of noise that is made and repeated, pixels; its own edges fit together.

@@ -173,6 +173,8 @@ class Request:
 
     def passes(self) -> tuple[Request, ...]:
         """What is drawn one after the other, each a request of its own; those after the first begin with a picture."""
+        if not (self.hires_height or self.upscale_model):
+            return (self,)
         alone = replace(self, hires_height=0, hires_width=0, upscale_model="")
         found = [alone]
         if self.hires_height:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from server.fields import ResizeMode
 from server.image import Pixels
 
-ResizeMode = Literal["stretch", "crop", "pad"]
-RESIZE_MODES: tuple[ResizeMode, ...] = ("stretch", "crop", "pad")
 Array = npt.NDArray[np.float32]
 
 

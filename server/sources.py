@@ -13,16 +13,17 @@ import numpy.typing as npt
 from server.beginnings import Begin, FromPicture, Inpainting, Upscaling, WithDepth, from_noise
 from server.depth import depth_channel
 from server.errors import ServerError
+from server.fields import Fill, ResizeMode
 from server.image import Pixels
 from server.masks import fill_masked, latent_mask, masked_picture, prepare_mask
 from server.only_masked import Box, crop_region, cut_out, paste_back, whole_box
-from server.outpainting import Extension, Fill, extend
+from server.outpainting import Extension, extend
 from server.picture_files import PictureLimits
 from server.pipeline import Pipeline
 from server.request import Request
 from server.request_pictures import depth_values, init_pixels, mask_pixels
 from server.request_sizes import UPSCALING
-from server.resizing import ResizeMode, resize, to_network
+from server.resizing import resize, to_network
 
 Array: TypeAlias = npt.NDArray[np.float32]
 Finish: TypeAlias = Callable[[Pixels], Pixels]

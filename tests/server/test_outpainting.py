@@ -6,10 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from server.errors import InvalidRequest
+from server.fields import EXTEND_FILLS, Fill
 from server.image import Pixels
 from server.masks import prepare_mask
 from server.only_masked import paste_back, whole_box
-from server.outpainting import FILLS, Extension, Fill, extend, matched_noise
+from server.outpainting import Extension, extend, matched_noise
 from server.picture_files import PictureLimits
 
 LIMITS = PictureLimits()
@@ -31,7 +32,14 @@ def textured(height: int = 96, width: int = 128) -> Pixels:
 
 @settings(deadline=None, database=None)
 @given(
-    st.integers(1, 50), st.integers(1, 50), AMOUNT, AMOUNT, AMOUNT, AMOUNT, st.sampled_from(FILLS), st.integers(0, 20)
+    st.integers(1, 50),
+    st.integers(1, 50),
+    AMOUNT,
+    AMOUNT,
+    AMOUNT,
+    AMOUNT,
+    st.sampled_from(EXTEND_FILLS),
+    st.integers(0, 20),
 )
 def test_the_canvas_is_as_large_as_its_parts_and_keeps_the_picture(
     height: int, width: int, left: int, right: int, top: int, bottom: int, fill: Fill, feather: int

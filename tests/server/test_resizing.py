@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from server.fields import RESIZE_MODES, ResizeMode
 from server.image import Pixels
-from server.resizing import RESIZE_MODES, ResizeMode, resize, to_network
+from server.resizing import resize, to_network
 
 SIDE = st.integers(1, 90)
 SIZES = [(24, 40, 64, 64), (64, 64, 24, 40), (33, 57, 64, 128), (57, 33, 64, 128), (64, 128, 64, 128), (7, 90, 64, 64)]
