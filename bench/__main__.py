@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from bench import demo, goodput, host, latency, offline, online, peers, picture, placement, quality, samplers, soak
-from bench.report import report
+from bench.reporting.results import described, report
 from engines.errors import EngineError
 from server.errors import ServerError
 
@@ -28,7 +28,8 @@ PROGRAMS = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 only if the measurement was made, and found no `failures`."""
+    """Exit code 0 only if the measurement was made to its end, and found no `failures`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     for name, (program, meaning) in PROGRAMS.items():
@@ -41,8 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ServerError, EngineError, OSError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
+    result = described(options.verb, arguments[1:], result)
     report(result, options.json)
-    return 1 if result.get("failures") else 0
+    return 1 if result["partial"] or result.get("failures") else 0
 
 
 if __name__ == "__main__":

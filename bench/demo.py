@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from bench.examples import GALLERY, Example, task_examples
-from bench.judge import Pixels
+from bench.judging.judge import Pixels
 from bench.serving import Answer, ask_all, rows_per_call, running_server
 from server.client import Client
 from server.config import named_model

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from bench.judge import Pixels
-from bench.scenes import Painter, box_mask, png
+from bench.judging.judge import Pixels
+from bench.judging.scenes import Painter, box_mask, png
 from server.fields import Value
 
 GALLERY: tuple[dict[str, Value], ...] = (

@@ -16,11 +16,11 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
-from bench.accelerator import ACCELERATORS
-from bench.batchers import BATCHERS
-from bench.fairness import fairness
-from bench.load import SAMPLERS, WORKLOADS
-from bench.simulation import ATTAINMENT, GRID, Goodput, Settings, goodputs
+from bench.simulated.accelerator import ACCELERATORS
+from bench.simulated.batchers import BATCHERS
+from bench.simulated.fairness import fairness
+from bench.simulated.load import SAMPLERS, WORKLOADS
+from bench.simulated.simulation import ATTAINMENT, GRID, Goodput, Settings, goodputs
 from server.errors import ServerError
 
 LIMITS = (5.0, 3.0)
@@ -147,7 +147,7 @@ def described(settings: Settings) -> dict[str, Any]:
     """What the figures rest on."""
     curve = settings.curve
     return {
-        "device": "a model, not a measurement: see bench/accelerator.py",
+        "device": "a model, not a measurement: see bench/simulated/accelerator.py",
         "call_seconds": {str(rows): curve.seconds(rows) for rows in SHOWN_ROWS},
         "call_tflops": {str(rows): curve.tflops(rows) for rows in SHOWN_ROWS},
         "max_rows": settings.max_rows,

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.accelerator import ACCELERATORS
-from bench.crowd import CROWD, crowd
-from bench.leaving import leaving
-from bench.overhead import overhead
+from bench.reactions.crowd import CROWD, crowd
+from bench.reactions.leaving import leaving
+from bench.reactions.overhead import overhead
+from bench.simulated.accelerator import ACCELERATORS
 from server.errors import ServerError
 
 PARTS = {

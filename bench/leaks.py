@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.latencies import slope
+from bench.traffic.latencies import slope
 from server.process_group import PROC
 
 MIB = 1 << 20

@@ -14,11 +14,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
-from bench import scrape, tally, traffic
-from bench.asking import Connections, Outcome, ask
-from bench.latencies import milliseconds
-from bench.mix import FACES, Asked, Face, Kind, Mix, kind_fields
 from bench.serving import Address, add_server_options, mean_rows, server_of
+from bench.traffic import loops, scrape, tally
+from bench.traffic.asking import Connections, Outcome, ask
+from bench.traffic.latencies import milliseconds
+from bench.traffic.mix import FACES, Asked, Face, Kind, Mix, kind_fields
 from server.errors import ServerError
 
 PROMPT = "a red circle on a blue background"
@@ -158,7 +158,7 @@ async def measured(address: Address, mix: Mix, load: Load) -> dict[str, Any]:
             return await ask(connections, asked, intended, load.limit)
 
         calm = replace(mix, cancel_share=0.0, malformed_share=0.0, timeouts_ms=(0,), seed=WARM_UP_SEED, name="warm-up")
-        await traffic.closed_loop(calm.requests(load.warm_up), load.concurrency or 16, send)
+        await loops.closed_loop(calm.requests(load.warm_up), load.concurrency or 16, send)
         alone = {kind: await latency_alone(connections, kind, mix.faces[0], load) for kind in mix.kinds}
         before = await counted(address)
         outcomes = await sent(mix, load, send)
@@ -193,7 +193,7 @@ async def latency_alone(connections: Connections, kind: Kind, face: Face, load: 
     return statistics.median(seconds)
 
 
-async def sent(mix: Mix, load: Load, send: traffic.Send) -> list[Outcome]:
+async def sent(mix: Mix, load: Load, send: loops.Send) -> list[Outcome]:
     """The outcomes of the whole load.
 
     Raises:
@@ -201,11 +201,11 @@ async def sent(mix: Mix, load: Load, send: traffic.Send) -> list[Outcome]:
     """
     if load.rate is None:
         assert load.concurrency is not None
-        return await traffic.closed_loop(mix.requests(load.count), load.concurrency, send, load.seconds)
-    times = traffic.poisson_times(load.rate, mix.seed, count=load.count, seconds=load.seconds)
+        return await loops.closed_loop(mix.requests(load.count), load.concurrency, send, load.seconds)
+    times = loops.poisson_times(load.rate, mix.seed, count=load.count, seconds=load.seconds)
     if not times:
         raise ServerError(f"no request comes in {load.seconds} s at {load.rate} a second: give a longer --duration")
-    return await traffic.open_loop(mix.requests(len(times)), times, send)
+    return await loops.open_loop(mix.requests(len(times)), times, send)
 
 
 def report_of(outcomes: Sequence[Outcome], alone: dict[Kind, float]) -> dict[str, Any]:

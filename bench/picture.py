@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.scrape import Samples, read_metrics, total
 from bench.serving import started
+from bench.traffic.scrape import Samples, read_metrics, total
 from server.client import Client
 from server.config import ServerConfig
 from server.errors import ServerError

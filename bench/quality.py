@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from bench.judge import Judge
-from bench.scenes import Painter
+from bench.judging.judge import Judge
+from bench.judging.scenes import Painter
+from bench.judging.trials import TASKS, Scores, Trial
 from bench.serving import ask_all, running_server
-from bench.trials import TASKS, Scores, Trial
 from server.config import named_model
 from server.errors import ServerError
 

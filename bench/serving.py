@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bench.accelerator import ACCELERATORS
+from bench.simulated.accelerator import ACCELERATORS
 from server.client import Client, Result
 from server.config import ServerConfig
 from server.errors import ServerError

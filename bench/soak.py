@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bench import leaks, scrape, tally, traffic
-from bench.asking import Connections, Outcome, ask
-from bench.latencies import milliseconds
-from bench.mix import FACES, Asked, Mix
+from bench import leaks
 from bench.serving import fake_config
 from bench.supervised import SupervisedServer
+from bench.traffic import loops, scrape, tally
+from bench.traffic.asking import Connections, Outcome, ask
+from bench.traffic.latencies import milliseconds
+from bench.traffic.mix import FACES, Asked, Mix
 from server.async_client import AsyncClient
 from server.errors import ServerError
 from server.fields import Value
@@ -135,7 +136,7 @@ async def _part(soak: Soak, batch: Sequence[Asked], concurrency: int, *, kill: b
                 await asyncio.sleep(BACK_OFF_SECONDS)
             return outcome
 
-        soak.outcomes += await traffic.closed_loop(iter(batch), concurrency, send)
+        soak.outcomes += await loops.closed_loop(iter(batch), concurrency, send)
         if soak.kills:
             await asyncio.to_thread(soak.server.wait_ready, soak.kills + 1)
         jobs = await _until_idle(soak.server.server.metrics_url)

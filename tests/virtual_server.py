@@ -16,7 +16,7 @@ from server.step_curve import StepCurve
 from tests.fakes import idle_table, make_job
 
 NO_LIMIT = 2**62
-# An H100 in the model of bench/accelerator.py.
+# An H100 in the model of bench/simulated/accelerator.py.
 ROW_SECONDS, FIXED_ROWS = 0.00146, 5.9
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.accelerator import ACCELERATORS, DeviceCurve
-from bench.fairness import fairness
 from bench.goodput import all_searched, summary
-from bench.load import Load
-from bench.simulation import GRID, Goodput, Ledger, Settings, goodputs, highest_passing, simulate
+from bench.simulated.accelerator import ACCELERATORS, DeviceCurve
+from bench.simulated.fairness import fairness
+from bench.simulated.load import Load
+from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, highest_passing, simulate
 from server.errors import ServerError
 
 # So slow that the host's own time does not matter.

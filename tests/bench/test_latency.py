@@ -9,8 +9,8 @@ import pytest
 
 from bench.__main__ import main
 from bench.latency import PARTS, targets
-from bench.overhead import added
 from bench.placement import IN_PROCESS, Seconds, summary
+from bench.reactions.overhead import added
 
 
 def test_what_is_added_is_the_difference_of_percentiles() -> None:

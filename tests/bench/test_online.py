@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from bench import online, scrape, tally, traffic
+from bench import online
 from bench.__main__ import main
-from bench.asking import Outcome, Status, mismatch, status_of
-from bench.latencies import milliseconds, percentile, slope
-from bench.mix import FACES, MALFORMED, Asked, Mix
 from bench.serving import accelerator_curve, mean_rows
+from bench.traffic import loops, scrape, tally
+from bench.traffic.asking import Outcome, Status, mismatch, status_of
+from bench.traffic.latencies import milliseconds, percentile, slope
+from bench.traffic.mix import FACES, MALFORMED, Asked, Mix
 from server.async_client import Disconnected
 from server.errors import Cancelled, InvalidRequest, Overloaded, ServerError
 from server.forwarding import GONE
@@ -75,8 +76,8 @@ def test_slope_of_a_line() -> None:
 
 
 def test_arrivals_are_the_same_for_a_seed_and_have_their_rate() -> None:
-    times = traffic.poisson_times(50, 3, count=5000)
-    assert times == traffic.poisson_times(50, 3, count=5000) != traffic.poisson_times(50, 4, count=5000)
+    times = loops.poisson_times(50, 3, count=5000)
+    assert times == loops.poisson_times(50, 3, count=5000) != loops.poisson_times(50, 4, count=5000)
     assert times == sorted(times)
     gaps = [b - a for a, b in zip([0.0, *times], times, strict=False)]
     assert sum(gaps) / len(gaps) == pytest.approx(1 / 50, rel=0.05)
@@ -85,10 +86,10 @@ def test_arrivals_are_the_same_for_a_seed_and_have_their_rate() -> None:
 
 
 def test_arrivals_end_by_count_or_by_time() -> None:
-    assert max(traffic.poisson_times(100, 0, seconds=2.0)) < 2.0
-    assert len(traffic.poisson_times(100, 0, count=7, seconds=2.0)) == 7
+    assert max(loops.poisson_times(100, 0, seconds=2.0)) < 2.0
+    assert len(loops.poisson_times(100, 0, count=7, seconds=2.0)) == 7
     with pytest.raises(ValueError, match="without end"):
-        traffic.poisson_times(100, 0)
+        loops.poisson_times(100, 0)
 
 
 def test_an_open_loop_sends_in_time_though_nothing_is_answered() -> None:
@@ -100,7 +101,7 @@ def test_an_open_loop_sends_in_time_though_nothing_is_answered() -> None:
         return Outcome(asked, "ok", intended, sent, time.monotonic())
 
     begun = time.monotonic()
-    outcomes = asyncio.run(traffic.open_loop(Mix().requests(), times, send))
+    outcomes = asyncio.run(loops.open_loop(Mix().requests(), times, send))
     assert [o.asked.number for o in outcomes] == list(range(20))
     assert [o.intended - outcomes[0].intended for o in outcomes] == pytest.approx(times)
     assert all(o.sent >= o.intended for o in outcomes)
@@ -114,7 +115,7 @@ def test_latency_counts_from_the_intended_sending() -> None:
         time.sleep(0.02)
         return Outcome(asked, "ok", intended, time.monotonic(), time.monotonic())
 
-    outcomes = asyncio.run(traffic.open_loop(Mix().requests(), [0.0] * 5, send))
+    outcomes = asyncio.run(loops.open_loop(Mix().requests(), [0.0] * 5, send))
     assert [o.seconds >= 0.02 * (n + 1) - 0.001 for n, o in enumerate(outcomes)] == [True] * 5
 
 
@@ -129,7 +130,7 @@ def test_a_closed_loop_keeps_so_many_open() -> None:
         open_now -= 1
         return Outcome(asked, "ok", intended, intended, time.monotonic())
 
-    outcomes = asyncio.run(traffic.closed_loop(Mix().requests(50), 4, send))
+    outcomes = asyncio.run(loops.closed_loop(Mix().requests(50), 4, send))
     assert most == 4
     assert [o.asked.number for o in outcomes] == list(range(50))
 
@@ -139,7 +140,7 @@ def test_a_closed_loop_ends_with_its_time() -> None:
         await asyncio.sleep(0.01)
         return Outcome(asked, "ok", intended, intended, time.monotonic())
 
-    outcomes = asyncio.run(traffic.closed_loop(Mix().requests(), 2, send, seconds=0.1))
+    outcomes = asyncio.run(loops.closed_loop(Mix().requests(), 2, send, seconds=0.1))
     assert 2 <= len(outcomes) <= 24
 
 

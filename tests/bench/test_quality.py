@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from bench.__main__ import main
-from bench.judge import Judge, Pixels, Sight
+from bench.judging.judge import Judge, Pixels, Sight
+from bench.judging.scenes import Painter
+from bench.judging.trials import held_out, seen, text_to_image
 from bench.quality import _means
-from bench.scenes import Painter
-from bench.trials import held_out, seen, text_to_image
 from export.embedded.world import held_out_captions, is_held_out
 
 

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionDepth2ImgPipeline, StableDiffusionInpaintPipeline, StableDiffusionUpscalePipeline
 from PIL import Image
 
-from bench.judge import Judge
+from bench.judging.judge import Judge
 from export.embedded.depth import depth_maps
 from export.embedded.finetuning import BASE_FOLDER
 from export.embedded.tasks import TASKS_FILE, Case

@@ -7,8 +7,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from bench.accelerator import ACCELERATORS, DeviceCurve, FakeAccelerator
-from bench.virtual_time import VirtualClock
+from bench.simulated.accelerator import ACCELERATORS, DeviceCurve, FakeAccelerator
+from bench.simulated.virtual_time import VirtualClock
 
 
 @pytest.mark.parametrize("curve", ACCELERATORS.values(), ids=ACCELERATORS)

@@ -6,8 +6,8 @@ from collections import deque
 
 import pytest
 
-from bench.load import Load, make_job
-from bench.virtual_time import VirtualClock, drive
+from bench.simulated.load import Load, make_job
+from bench.simulated.virtual_time import VirtualClock, drive
 from server.job import Job
 
 

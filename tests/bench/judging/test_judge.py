@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from bench.judge import Judge
+from bench.judging.judge import Judge
 from export.embedded.world import COLOURS, SHAPES, Scene, Thing, draw, sample_scene
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from bench.accelerator import DeviceCurve, FakeAccelerator
-from bench.batchers import BATCHERS
-from bench.load import Load, make_job
-from bench.virtual_time import VirtualClock, drive
+from bench.simulated.accelerator import DeviceCurve, FakeAccelerator
+from bench.simulated.batchers import BATCHERS
+from bench.simulated.load import Load, make_job
+from bench.simulated.virtual_time import VirtualClock, drive
 from server.job import Job
 from server.rows import Array
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from bench.accelerator import DeviceCurve, FakeAccelerator
-from bench.batchers import BATCHERS
-from bench.load import Load
-from bench.virtual_time import VirtualClock, drive
+from bench.simulated.accelerator import DeviceCurve, FakeAccelerator
+from bench.simulated.batchers import BATCHERS
+from bench.simulated.load import Load
+from bench.simulated.virtual_time import VirtualClock, drive
 from server.errors import ServerError
 from server.job import Job
 from server.rows import Array

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bench.virtual_time import VirtualClock
+from bench.simulated.virtual_time import VirtualClock
 
 # Of the UNet of SD 2.1 at 512 x 512, and of SDXL at 1024 x 1024, for one row.
 TFLOP_PER_ROW = 0.804

@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
-from bench.asking import Outcome
-from bench.mix import Asked
+from bench.traffic.asking import Outcome
+from bench.traffic.mix import Asked
 
 # Sends a request that was to be sent at that time of the monotonic clock.
 Send: TypeAlias = Callable[[Asked, float], Awaitable[Outcome]]

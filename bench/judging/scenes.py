@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from bench.judge import Mask, Pixels, read_world
+from bench.judging.judge import Mask, Pixels, read_world
 
 CANVAS = 128
 SUPERSAMPLING = 3

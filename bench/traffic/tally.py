@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bench.asking import Outcome, Status
-from bench.latencies import milliseconds
-from bench.mix import Asked, Kind
+from bench.traffic.asking import Outcome, Status
+from bench.traffic.latencies import milliseconds
+from bench.traffic.mix import Asked, Kind
 
 # A request is served in time when it ends within so many times its latency alone.
 STRETCHES = (1.5, 2.0, 3.0, 5.0)

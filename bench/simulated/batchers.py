@@ -6,9 +6,9 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
-from bench.accelerator import GUIDED_ROWS, FakeAccelerator
-from bench.in_flight import Finished, InFlight
-from bench.virtual_time import Batcher, VirtualClock
+from bench.simulated.accelerator import GUIDED_ROWS, FakeAccelerator
+from bench.simulated.in_flight import Finished, InFlight
+from bench.simulated.virtual_time import Batcher, VirtualClock
 from server.job import Batch, Job
 from server.rows import BucketState
 

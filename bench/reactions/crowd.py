@@ -11,11 +11,11 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import traffic
-from bench.asking import Connections, Outcome, ask
-from bench.latencies import milliseconds, percentile
-from bench.mix import FACES, Asked, Face, Mix
 from bench.serving import accelerator_curve, fake_config, mean_rows, started
+from bench.traffic import loops
+from bench.traffic.asking import Connections, Outcome, ask
+from bench.traffic.latencies import milliseconds, percentile
+from bench.traffic.mix import FACES, Asked, Face, Mix
 from server.errors import Cancelled, NotFound, ServerError
 from server.fields import Value
 
@@ -42,7 +42,7 @@ def crowd(model: Path, accelerator: str, parts: Sequence[str], repeats: int, log
 async def _parts(url: str, parts: Sequence[str], repeats: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with Connections(url) as connections:
-        await traffic.closed_loop(Mix(steps=(2,)).requests(16), 4, lambda asked, due: ask(connections, asked, due))
+        await loops.closed_loop(Mix(steps=(2,)).requests(16), 4, lambda asked, due: ask(connections, asked, due))
         if "refusal" in parts:
             found["refusal"] = await refusals(connections, 5 * repeats)
         if "deadline" in parts:
@@ -103,10 +103,10 @@ async def _flood(connections: Connections, count: int, timeout_ms: int) -> dict[
     found: dict[str, Any] = {}
     for face in FACES:
         requests = [_asked(10 + n, 50, face, client_id="late", timeout_ms=timeout_ms) for n in range(count)]
-        times = traffic.poisson_times(FLOOD_RATE, 0, count=count)
-        found[f"{face}, 1 at a time"] = _refused(await traffic.closed_loop(iter(requests), 1, send))
-        found[f"{face}, {FLOOD_RATE} a second"] = _refused(await traffic.open_loop(requests, times, send))
-        found[f"{face}, {CROWD} at a time"] = _refused(await traffic.closed_loop(iter(requests), CROWD, send))
+        times = loops.poisson_times(FLOOD_RATE, 0, count=count)
+        found[f"{face}, 1 at a time"] = _refused(await loops.closed_loop(iter(requests), 1, send))
+        found[f"{face}, {FLOOD_RATE} a second"] = _refused(await loops.open_loop(requests, times, send))
+        found[f"{face}, {CROWD} at a time"] = _refused(await loops.closed_loop(iter(requests), CROWD, send))
     return found
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.accelerator import GUIDED_ROWS, FakeAccelerator
-from bench.in_flight import InFlight
-from bench.load import make_job
-from bench.simulation import Ledger, Settings
-from bench.virtual_time import VirtualClock
+from bench.simulated.accelerator import GUIDED_ROWS, FakeAccelerator
+from bench.simulated.in_flight import InFlight
+from bench.simulated.load import make_job
+from bench.simulated.simulation import Ledger, Settings
+from bench.simulated.virtual_time import VirtualClock
 from server.job import Job
 from server.rows import Array
 

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from bench.accelerator import GUIDED_ROWS, FakeAccelerator
-from bench.load import LIMITS
-from bench.virtual_time import VirtualClock
+from bench.simulated.accelerator import GUIDED_ROWS, FakeAccelerator
+from bench.simulated.load import LIMITS
+from bench.simulated.virtual_time import VirtualClock
 from server.admission import Admission, Cost
 from server.config import ServerConfig
 from server.job import Job

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.latencies import milliseconds
 from bench.serving import accelerator_curve, fake_config, started
+from bench.traffic.latencies import milliseconds
 from server.async_client import AsyncClient
 from server.errors import Cancelled, ServerError
 from server.fields import Value

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.latencies import milliseconds, percentile
 from bench.serving import fake_config, started
+from bench.traffic.latencies import milliseconds, percentile
 from server.async_client import AsyncClient
 from server.checkpoints import open_checkpoints
 from server.client import Client

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from bench.judge import WORLD_FOLDER, Judge, Mask, Pixels
-from bench.scenes import CANVAS, Painter, box_mask, png, psnr
+from bench.judging.judge import WORLD_FOLDER, Judge, Mask, Pixels
+from bench.judging.scenes import CANVAS, Painter, box_mask, png, psnr
 from server.fields import Value
 
 ASPECTS = ("colour", "background", "shape")

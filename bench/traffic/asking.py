@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from bench.mix import Asked
+from bench.traffic.mix import Asked
 from server.async_client import AsyncClient, Disconnected
 from server.client import Result
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError

@@ -1,0 +1,1 @@
+"""Whether pictures show what was asked."""

@@ -1,0 +1,1 @@
+"""What becomes of a measurement: JSON, pages, comparisons."""

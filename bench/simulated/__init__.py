@@ -1,0 +1,1 @@
+"""The scheduler on a model of a device, in virtual time."""

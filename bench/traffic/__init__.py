@@ -1,0 +1,1 @@
+"""Loads on a live server, and what became of their requests."""

@@ -1,0 +1,27 @@
+"""One JSON object as the last line; the file has the samples too."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.reporting.measures import Measure, Plot, told
+from bench.reporting.results import described, report
+
+
+def test_report_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "deep" / "result.json"
+    plots = [Plot("steps", "curve", "rows", "ms", {"unet": [(2, 5.0), (16, 9.0)]})]
+    figures = told([Measure.median("step", [5.0, 6.0, 7.0], "ms", "lower")], plots)
+    report(described("host", ["--rows", "2 4"], {"value": 1.5, **figures}), kept)
+    printed, whole = json.loads(capsys.readouterr().out), json.loads(kept.read_text())
+    assert printed["value"] == 1.5
+    assert printed["command"] == "python -m bench host --rows '2 4'"
+    assert printed["measures"] == {"step": {"value": 6.0, "unit": "ms", "better": "lower"}}
+    assert "plots" not in printed
+    assert whole["measures"]["step"]["samples"] == [5.0, 6.0, 7.0]
+    assert whole["plots"][0]["series"] == {"unet": [[2, 5.0], [16, 9.0]]}
+    assert whole["partial"] is False
+    assert {"python", "processor", "cores", "packages"} <= set(whole["environment"])
