@@ -31,12 +31,15 @@ from export.embedded.world import CANVAS, Scene, caption
 
 VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=3800, save_every=100)
 UNET_PLAN = Plan("upscaler", steps=5000, learning_rate=1.2e-3, save_every=100)
+DECODER_PLAN = Plan("decoder4", steps=4000, learning_rate=2e-3, save_every=100)
 FACTOR = 4
 LATENT_GAIN = 3.0  # brings the small picture to the spread that a VAE's latents have by themselves
 PICTURES, LARGE_PICTURES = 3000, 500
 # Of six batches four are of parts about objects, where the edges are, one of whole pictures and one of large ones, and
 # all take about as long. Sides are of the small pictures.
 PART, PARTS, WHOLE, LARGE_WHOLE = 16, 16, 4, 2
+# The decoder learns from parts of so many latents that the UNet has made; a quarter of a batch are the encoder's.
+MADE, DECODED, OWN, DECODED_PART = 2000, 16, 4, 12
 BETAS = {"beta_start": 0.0001, "beta_end": 0.02}
 MOST_NOISE_LEVEL = 350
 # Of Stable Diffusion's own upscaler; diffusers' pipeline takes no other.
@@ -112,24 +115,57 @@ def pairs_of(vae: AutoencoderKL, count: int, pixels: int, seed: int, folder: Pat
 
 
 def parts_of(
-    drawn: list[Scene], latents: torch.Tensor, small: torch.Tensor, rng: random.Random
+    drawn: list[Scene], side: int, small: torch.Tensor, other: torch.Tensor, rng: random.Random
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, 4, PART, PART) of the latents and (n, 3, PART, PART) of the small pictures, the same part of both."""
-    corners = [corner_near(scene, PART * FACTOR, rng) for scene in drawn]
-    windows = [(slice(y // FACTOR, y // FACTOR + PART), slice(x // FACTOR, x // FACTOR + PART)) for x, y in corners]
-    both = [[whole[i][:, rows, columns] for i, (rows, columns) in enumerate(windows)] for whole in (latents, small)]
-    return torch.stack(both[0]), torch.stack(both[1])
+    """The same part of both about an object: (n, c, side, side) of `small`, and of `other` as many times as large."""
+    factor = other.shape[-1] // small.shape[-1]
+    cut: tuple[list[torch.Tensor], list[torch.Tensor]] = [], []
+    for scene, one, two in zip(drawn, small, other, strict=True):
+        x, y = (corner // FACTOR for corner in corner_near(scene, side * FACTOR, rng))
+        cut[0].append(one[:, y : y + side, x : x + side])
+        x, y, wide = x * factor, y * factor, side * factor
+        cut[1].append(two[:, y : y + wide, x : x + wide])
+    return torch.stack(cut[0]), torch.stack(cut[1])
 
 
 def train_upscaler(
-    base: Base, folder: Path, vae_plan: Plan = VAE_PLAN, plan: Plan = UNET_PLAN
+    base: Base,
+    folder: Path,
+    vae_plan: Plan = VAE_PLAN,
+    plan: Plan = UNET_PLAN,
+    decoder_plan: Plan = DECODER_PLAN,
+    made: int = MADE,
 ) -> tuple[AutoencoderKL, UNet2DConditionModel]:
-    """v-prediction beside the small picture, which has noise on it, more often little than much."""
+    """A VAE, a UNet of its latents, and then a decoder that has seen what the UNet makes of small pictures.
+
+    Args:
+        made: pictures whose latents the decoder learns from.
+    """
     vae = train_vae(folder, vae_plan, shallower_vae(base.vae), unlike_small_picture)
+    sets = [pairs_of(vae, PICTURES, CANVAS, 8, folder), pairs_of(vae, LARGE_PICTURES, LARGE, 9, folder)]
+    unet = _train_unet(base, sets, folder, plan)
+    pairs = sets[0]
+    latents = remembered(folder / f"made-{made}.pt", lambda: {"latents": make_latents(base, unet, pairs, made)})
+    train_decoder(vae, pairs, latents["latents"].float(), folder, decoder_plan)
+    rescale(vae, SCALING_FACTOR)
+    return vae, unet
+
+
+def shown_small(
+    pairs: Pairs, chosen: torch.Tensor, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the UNet is shown: small pictures (n, 3, h, w), noise for them, and its levels, more often low than high."""
+    kinds = torch.randint(len(pairs.small), (len(chosen),), generator=generator)
+    small = to_network(pairs.small[kinds, chosen])
+    levels = (torch.rand(len(chosen), generator=generator).square() * (MOST_NOISE_LEVEL + 1)).long()
+    return small, torch.randn(small.shape, generator=generator), levels
+
+
+def _train_unet(base: Base, sets: list[Pairs], folder: Path, plan: Plan) -> UNet2DConditionModel:
+    """v-prediction beside the small picture, which has noise on it."""
     torch.manual_seed(7)
     unet = new_upscaler()
     schedule, low_res_schedule = new_schedule(**BETAS), new_low_res_schedule()
-    sets = [pairs_of(vae, PICTURES, CANVAS, 8, folder), pairs_of(vae, LARGE_PICTURES, LARGE, 9, folder)]
 
     def loss_at(step: int) -> torch.Tensor:
         turn = step % 6
@@ -138,16 +174,56 @@ def train_upscaler(
         chosen = torch.randint(len(pairs.scenes), (count,), generator=generator)
         drawn = [pairs.scenes[i] for i in chosen.tolist()]
         texts = ["" if rng.random() < CAPTION_DROPOUT else caption(scene, rng) for scene in drawn]
-        kinds = torch.randint(len(pairs.small), (count,), generator=generator)
-        clean, small = pairs.latents[chosen], to_network(pairs.small[kinds, chosen])
+        clean = pairs.latents[chosen]
+        small, noise, levels = shown_small(pairs, chosen, generator)
+        seen = low_res_schedule.add_noise(small, noise, levels)
         if count == PARTS:
-            clean, small = parts_of(drawn, clean, small, rng)
-        levels = (torch.rand(count, generator=generator).square() * (MOST_NOISE_LEVEL + 1)).long()
-        seen = low_res_schedule.add_noise(small, torch.randn(small.shape, generator=generator), levels)
+            clean, seen = parts_of(drawn, PART, clean, seen, rng)
         noised = noise_at_random(schedule, clean, generator)
         return loss_beside(unet, noised, seen, base.context(texts), class_labels=levels)
 
     weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)
     unet.load_state_dict(weights["unet"])
-    rescale(vae, SCALING_FACTOR)
-    return vae, unet.eval()
+    return unet.eval()
+
+
+@torch.no_grad()
+def make_latents(base: Base, unet: UNet2DConditionModel, pairs: Pairs, count: int, steps: int = 10) -> torch.Tensor:
+    """What the UNet makes of the first `count` small pictures with DDIM: (count, 4, h, w) fp16, scaled."""
+    schedule, low_res_schedule = new_schedule(**BETAS), new_low_res_schedule()
+    schedule.set_timesteps(steps)
+    rng, generator = random.Random(60_000_000), torch.Generator().manual_seed(10)
+    made = []
+    for chosen in torch.split(torch.arange(count), 10):
+        small, noise, levels = shown_small(pairs, chosen, generator)
+        seen = low_res_schedule.add_noise(small, noise, levels)
+        context = base.context([caption(pairs.scenes[i], rng) for i in chosen.tolist()])
+        latents = torch.randn((len(chosen), *pairs.latents.shape[1:]), generator=generator)
+        for timestep in schedule.timesteps:
+            sample = torch.cat([latents, seen], dim=1)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                guess = unet(sample, timestep, context, class_labels=levels).sample
+            latents = schedule.step(guess.float(), timestep, latents).prev_sample
+        made.append(latents.half())
+    return torch.cat(made)
+
+
+def train_decoder(vae: AutoencoderKL, pairs: Pairs, made: torch.Tensor, folder: Path, plan: Plan) -> None:
+    """The VAE's decoder learns what the UNet's latents stand for; some are the encoder's own, and stay its business."""
+    count, decoders = len(made), nn.ModuleDict({"decoder": vae.decoder, "post": vae.post_quant_conv})
+    large = draw_all(pairs.scenes[:count], CANVAS)
+
+    def loss_at(step: int) -> torch.Tensor:
+        rng, generator = random.Random(70_000_000 + step), torch.Generator().manual_seed(step)
+        chosen = torch.randint(count, (DECODED,), generator=generator)
+        drawn = [pairs.scenes[i] for i in chosen.tolist()]
+        latents = torch.cat([pairs.latents[chosen[:OWN]], made[chosen[OWN:]]])
+        latents, target = parts_of(drawn, DECODED_PART, latents, to_network(large[chosen]), rng)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            decoded = vae.decode(latents / vae.config.scaling_factor).sample.float()
+        loss: torch.Tensor = functional.l1_loss(decoded, target) + 4 * functional.mse_loss(decoded, target)
+        return loss
+
+    weights = train(plan, decoders, loss_at, folder)
+    for name, network in decoders.items():
+        network.load_state_dict(weights[name])

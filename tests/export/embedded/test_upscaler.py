@@ -8,15 +8,20 @@ import torch
 from PIL import Image
 
 from export.embedded.autoencoder import draw_all, encode, new_vae, scenes, shallower_vae
+from export.embedded.finetuning import Base
+from export.embedded.training import Plan
 from export.embedded.upscaler import (
     MOST_NOISE_LEVEL,
     PART,
+    make_latents,
     new_low_res_schedule,
     new_upscaler,
     pairs_of,
     parts_of,
     reduced,
+    train_decoder,
 )
+from export.embedded.world import CANVAS
 
 
 def test_pairs_are_the_same_pictures_large_and_small(tmp_path: Path) -> None:
@@ -44,7 +49,7 @@ def test_pairs_are_kept(tmp_path: Path) -> None:
 def test_parts_are_the_same_of_the_latent_and_the_small_picture() -> None:
     drawn = scenes(40, 3)
     places = torch.arange(32 * 32).reshape(1, 1, 32, 32).expand(40, 1, 32, 32)
-    latents, small = parts_of(drawn, places, places + 5, random.Random(1))
+    latents, small = parts_of(drawn, PART, places, places + 5, random.Random(1))
     assert latents.shape == small.shape == (40, 1, PART, PART)
     assert torch.equal(latents + 5, small)
     assert (latents[:, 0, 1:] - latents[:, 0, :-1] == 32).all()
@@ -53,6 +58,28 @@ def test_parts_are_the_same_of_the_latent_and_the_small_picture() -> None:
         top, left = divmod(int(part[0, 0, 0]), 32)
         near = [abs(4 * left + 32 - thing.x) <= 36 and abs(4 * top + 32 - thing.y) <= 36 for thing in scene.things]
         assert any(near)
+
+
+def test_parts_of_pictures_of_unlike_size_cover_the_same() -> None:
+    drawn = scenes(5, 3)
+    small = torch.arange(32 * 32).reshape(1, 1, 32, 32).expand(5, 1, 32, 32)
+    large = small.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+    one, four = parts_of(drawn, 12, small, large, random.Random(1))
+    assert four.shape == (5, 1, 48, 48)
+    assert torch.equal(one.repeat_interleave(4, dim=2).repeat_interleave(4, dim=3), four)
+
+
+def test_the_decoder_learns_from_what_the_unet_makes_and_the_encoder_stays(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae, unet = shallower_vae(new_vae()).eval(), new_upscaler().eval()
+    vae.register_to_config(scaling_factor=0.5)
+    pairs = pairs_of(vae, 4, CANVAS, 8, tmp_path)
+    made = make_latents(Base.load(), unet, pairs, 4, steps=1)
+    assert made.shape == pairs.latents.shape
+    before = {name: weight.clone() for name, weight in vae.state_dict().items()}
+    train_decoder(vae, pairs, made.float(), tmp_path, Plan("decoder4", steps=3, learning_rate=1e-3))
+    changed = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed == {"decoder", "post_quant_conv"}
 
 
 def test_a_reduced_picture_has_a_quarter_of_the_sides() -> None:
