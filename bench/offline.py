@@ -89,7 +89,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 case = Case(size, 0, count)
                 timings.append(_timing(runner, spec, case, options.model, options.repeats, peaks[precision]))
     found = {name: round(peak / 1e12, 3) for name, peak in peaks.items()}
-    return {"provider": provider, "peak_tflops": found, "timings": [asdict(timing) for timing in timings]}
+    return {
+        "checkpoint": spec.checkpoint,
+        "fingerprint": spec.fingerprint,
+        "provider": provider,
+        "peak_tflops": found,
+        "timings": [asdict(timing) for timing in timings],
+    }
 
 
 def _timing(runner: Runner, spec: PipelineSpec, case: Case, folder: Path, repeats: int, peak: float) -> Timing:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from server.config import BACKENDS, COMPONENTS, PLACEMENTS, ServerConfig, named_model
-from server.errors import ServerError
+from server.errors import ServerError, StartupError
 from server.fields import ARRAY_OF, FIELDS, Field, Value
 from server.sampler_names import SAMPLERS
 
@@ -84,6 +84,9 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--component-threads", type=int, default=1, help="CPU threads of each other component; 0: all")
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")
+    target.add_argument(
+        "--step-curve", type=Path, help="result of `python -m bench offline`: start with its UNet calls, measure none"
+    )
     target.add_argument("--queue-limit", type=int, default=1024, help="images accepted and not yet answered")
     target.add_argument("--vae-tile", type=int, default=1024, help="pixels; larger pictures are decoded in such tiles")
     target.add_argument("--picture-mb", type=int, default=20, help="of an image file that comes, at most")
@@ -126,6 +129,7 @@ def launch(options: argparse.Namespace) -> int:
         component_threads=options.component_threads,
         max_rows=options.max_rows,
         row_cap=options.row_cap,
+        step_seconds=_step_seconds(options),
         queue_limit=options.queue_limit,
         vae_tile=options.vae_tile,
         picture_bytes=options.picture_mb << 20,
@@ -148,6 +152,21 @@ def launch(options: argparse.Namespace) -> int:
         print(f"ready: {listed}; gRPC {server.grpc_url}, HTTP {server.http_url}", flush=True)
 
     return serve_until_signal(supervisor, on_ready)
+
+
+def _step_seconds(options: argparse.Namespace) -> tuple[tuple[int, float], ...]:
+    """Of `--step-curve`; none where it is not given."""
+    from engines.component import PipelineSpec
+    from engines.runner import chosen_provider
+    from server.curve_file import step_seconds
+
+    if options.step_curve is None:
+        return ()
+    if len(options.model) > 1:
+        raise StartupError("--step-curve is of one checkpoint: leave it out to serve several, whose calls are measured")
+    # A fake takes the time of any other.
+    provider = None if options.provider == "fake" else chosen_provider(options.provider)
+    return step_seconds(options.step_curve, PipelineSpec.read(options.model[0][1]), provider)
 
 
 def generate(options: argparse.Namespace) -> int:

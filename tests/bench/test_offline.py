@@ -102,6 +102,7 @@ def test_a_component_is_timed_over_rows_and_sizes(export: Path, monkeypatch: pyt
     )
     assert json.loads(json.dumps(result)) == result
     assert (result["provider"], list(result["peak_tflops"])) == ("cpu", ["fp32"])
+    assert (result["checkpoint"], result["fingerprint"]) == ("tests/fake", "0" * 64)
     kinds = [(timing["size"], timing["rows"]) for timing in result["timings"]]
     assert kinds == [("64x64", 1), ("64x64", 3), ("128x128", 1), ("128x128", 3)]
     assert all(timing["median_ms"] > 0 and timing["resident_mb"] > 0 for timing in result["timings"])
