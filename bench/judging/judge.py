@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 Pixels: TypeAlias = npt.NDArray[np.uint8]
 Mask: TypeAlias = npt.NDArray[np.bool_]
 
-WORLD_FOLDER = Path(__file__).resolve().parent.parent / "export" / "embedded"
+WORLD_FOLDER = Path(__file__).resolve().parents[2] / "export" / "embedded"
 TEMPLATE_SIDE = 32
 BORDER = 4
 # Half the smallest distance between two colours of the palette is about 40 of 441.
