@@ -50,8 +50,8 @@ class CurveFile:
                 if rows < 1 or not 0 < milliseconds < math.inf:
                     raise ValueError(f"{rows} rows in {milliseconds} ms")
                 measured.setdefault((str(timing["component"]), str(timing["size"])), {})[rows] = milliseconds
-            names = (str(content.get(name, "")) for name in ("fingerprint", "checkpoint"))
-            return cls(path, *names, str(content["provider"]), measured)
+            fingerprint, checkpoint = (str(content.get(name, "")) for name in ("fingerprint", "checkpoint"))
+            return cls(path, fingerprint, checkpoint, str(content["provider"]), measured)
         except OSError as error:
             raise ServerError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
