@@ -47,6 +47,7 @@ DOORS = {
     "opentelemetry": ("server/tracing.py", "tests/"),
     "triton_python_backend_utils": ("server/triton_", "engines/triton_runner.py", "tests/"),
     "tritonclient": ("server/client.py", "server/async_client.py", "tests/"),
+    "mlperf_loadgen": ("bench/loadgen/rules.py", "tests/"),
     "grpc": ("server/async_client.py", "tests/"),
 }
 
