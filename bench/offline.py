@@ -1,21 +1,24 @@
 """How long each component takes by itself, over rows and sizes, and how much of the machine's speed that is.
 
 Operations are counted from the graph; the machine's peak is a large matrix product by the same provider, in the same
-precision. What is missing to it went into all that is not a product: norms, softmax, moving data.
+precision, taken between the calls, so that both meet the same machine. What is missing to it went into all that is not
+a product: norms, softmax, moving data.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.flops import Sizes, operations, peak_flops
+from bench.flops import Product, Sizes, operations
+from bench.reporting.measures import Measure, Plot, told
 from engines.component import Component, PipelineSpec
 from engines.errors import EngineError
 from engines.picture import Case, feeds
@@ -27,6 +30,8 @@ from engines.verify import arithmetic
 # Side of the blocks that an exported graph counts a latent in.
 BLOCK = 8
 PAGE = 4096
+# Calls between two measurements of the peak; each group begins with a call that is not counted, for the caches.
+GROUP = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +42,9 @@ class Timing:
         spread: between the slowest and the quickest, in medians.
         first_ms: of the first call, which may compile.
         tflops: that were multiplied in a second; `share` of the machine's peak.
+        peak_tflops: of the products between these calls.
         resident_mb: of the process afterwards.
+        loaded_mb: by how much the process has grown since before its component was loaded.
     """
 
     component: str
@@ -48,7 +55,27 @@ class Timing:
     first_ms: float
     tflops: float
     share: float
+    peak_tflops: float
     resident_mb: int
+    loaded_mb: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.component} {self.size} x{self.rows}"
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """A timing and the calls that it is made of.
+
+    Attributes:
+        seconds: of each call.
+        shares: of the peak that was measured next to each call.
+    """
+
+    timing: Timing
+    seconds: Sequence[float]
+    shares: Sequence[float]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -64,6 +91,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """A timing for each component, size and number of rows.
 
+    What fails after the first was timed is told in `failures`, beside what there is.
+
     Raises:
         EngineError: numbers that are none, or something that cannot be loaded or run.
     """
@@ -71,50 +100,120 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     rows, sizes = numbers(options.rows, "--rows"), chosen_sizes(options.sizes, spec)
     if options.repeats < 1:
         raise EngineError("--repeats must be at least 1")
-    provider = chosen_provider(options.provider)
-    settings = Settings(threads=options.threads, cache=default_cache())
-    peaks: dict[str, float] = {}
-    timings = []
-    for name in options.component or spec.components:
-        component = spec.component(name)
-        precision = arithmetic(provider, component, settings)
-        if precision not in peaks:
-            with tempfile.TemporaryDirectory() as folder:
-                # OpenVINO takes an fp32 graph to bf16 by itself.
-                graph = "fp32" if provider.startswith("openvino") else precision
-                peaks[precision] = peak_flops(provider, graph, Settings(threads=options.threads), Path(folder))
-        runner = open_runner(component, options.model, provider, settings)
-        for size in sizes if depends_on_resolution(component) else sizes[:1]:
-            for count in rows:
-                case = Case(size, 0, count)
-                timings.append(_timing(runner, spec, case, options.model, options.repeats, peaks[precision]))
-    found = {name: round(peak / 1e12, 3) for name, peak in peaks.items()}
+    for name in options.component:
+        spec.component(name)
+    bench = Bench(options, spec)
+    found: list[Timed] = []
+    ended: dict[str, Any] = {}
+    try:
+        for name in options.component or spec.components:
+            component = spec.component(name)
+            kinds = [
+                (size, count) for size in (sizes if depends_on_resolution(component) else sizes[:1]) for count in rows
+            ]
+            found.extend(bench.timings(component, kinds))
+    except KeyboardInterrupt:
+        ended = {"partial": True}
+    except EngineError as error:
+        if not found:
+            raise
+        ended = {"partial": True, "failures": [str(error)]}
     return {
         "checkpoint": spec.checkpoint,
         "fingerprint": spec.fingerprint,
-        "provider": provider,
-        "peak_tflops": found,
-        "timings": [asdict(timing) for timing in timings],
+        "provider": bench.provider,
+        "peak_tflops": bench.peaks(),
+        "timings": [asdict(one.timing) for one in found],
+        **ended,
+        **told(list(_measures(found)), list(_plots(found))),
     }
 
 
-def _timing(runner: Runner, spec: PipelineSpec, case: Case, folder: Path, repeats: int, peak: float) -> Timing:
-    component = runner.component
-    fed = feeds(component, spec, case, case.rows)
-    first, *seconds = timed(lambda: runner.infer(fed), repeats + 1)
-    median = statistics.median(seconds)
-    flops = component_flops(component, spec, case, folder)
-    return Timing(
-        component=component.name,
-        size="x".join(map(str, case.resolution)),
-        rows=case.rows,
-        median_ms=round(1e3 * median, 2),
-        spread=round((max(seconds) - min(seconds)) / median, 3),
-        first_ms=round(1e3 * first, 2),
-        tflops=round(flops / median / 1e12, 4),
-        share=round(flops / median / peak, 3),
-        resident_mb=resident_bytes() >> 20,
-    )
+class Bench:
+    """Times components of an export, with the peak of their precision between the calls."""
+
+    def __init__(self, options: argparse.Namespace, spec: PipelineSpec) -> None:
+        self.provider = chosen_provider(options.provider)
+        self._options, self._spec = options, spec
+        self._settings = Settings(threads=options.threads, cache=default_cache())
+        self._products: dict[str, Product] = {}
+
+    def peaks(self) -> dict[str, float]:
+        """Of each precision the most that was seen, in TFLOP/s."""
+        return {name: round(product.best / 1e12, 3) for name, product in self._products.items()}
+
+    def timings(self, component: Component, kinds: Sequence[tuple[tuple[int, int], int]]) -> Iterator[Timed]:
+        """Of calls with these resolutions and rows, one after the other."""
+        product = self._product(component)
+        gc.collect()
+        before = resident_bytes()
+        runner = open_runner(component, self._options.model, self.provider, self._settings)
+        for size, rows in kinds:
+            yield self._timed(runner, Case(size, 0, rows), product, before)
+
+    def _product(self, component: Component) -> Product:
+        precision = arithmetic(self.provider, component, self._settings)
+        if precision not in self._products:
+            # OpenVINO takes an fp32 graph to bf16 by itself.
+            graph = "fp32" if precision == "bf16" and self.provider.startswith("openvino") else precision
+            with tempfile.TemporaryDirectory() as folder:
+                settings = Settings(threads=self._options.threads)
+                self._products[precision] = Product(self.provider, graph, settings, Path(folder))
+        return self._products[precision]
+
+    def _timed(self, runner: Runner, case: Case, product: Product, before: int) -> Timed:
+        component = runner.component
+        fed = feeds(component, self._spec, case, case.rows)
+        flops = component_flops(component, self._spec, case, self._options.model)
+        (first,) = timed(lambda: runner.infer(fed), 1)
+        seconds: list[float] = []
+        peaks: list[float] = []
+        while len(seconds) < self._options.repeats:
+            group = min(GROUP, self._options.repeats - len(seconds))
+            at_first = product.flops()
+            seconds += timed(lambda: runner.infer(fed), group + 1)[1:]
+            peaks += [max(at_first, product.flops())] * group
+        shares = [flops / one / peak for one, peak in zip(seconds, peaks, strict=True)]
+        median = statistics.median(seconds)
+        resident = resident_bytes()
+        timing = Timing(
+            component=component.name,
+            size="x".join(map(str, case.resolution)),
+            rows=case.rows,
+            median_ms=round(1e3 * median, 4),
+            spread=round((max(seconds) - min(seconds)) / median, 3),
+            first_ms=round(1e3 * first, 2),
+            tflops=round(flops / median / 1e12, 4),
+            share=round(statistics.median(shares), 3),
+            peak_tflops=round(max(peaks) / 1e12, 3),
+            resident_mb=resident >> 20,
+            loaded_mb=max(0, resident - before) >> 20,
+        )
+        return Timed(timing, seconds, shares)
+
+
+def _measures(found: Sequence[Timed]) -> Iterator[Measure]:
+    for one in found:
+        name = one.timing.name
+        yield Measure.median(f"{name}: call", [1e3 * seconds for seconds in one.seconds], "ms", "lower")
+        yield Measure.median(f"{name}: share of the peak", one.shares, "", "higher")
+        yield Measure(f"{name}: speed", one.timing.tflops, "TFLOP/s", "higher")
+        yield Measure(f"{name}: memory", one.timing.loaded_mb, "MB", "lower")
+
+
+def _plots(found: Sequence[Timed]) -> Iterator[Plot]:
+    """Over rows: a plot of times for each component, and one of shares for all."""
+    times: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    shares: dict[str, list[tuple[float, float]]] = {}
+    for one in found:
+        timing = one.timing
+        points = times.setdefault(timing.component, {}).setdefault(timing.size, [])
+        points.append((timing.rows, timing.median_ms))
+        shares.setdefault(f"{timing.component} {timing.size}", []).append((timing.rows, timing.share))
+    for component, series in times.items():
+        yield Plot(f"Time of a call: {component}", "curve", "rows", "milliseconds", series)
+    if shares:
+        yield Plot("Share of the machine's peak", "curve", "rows", "of the peak in the same precision", shares)
 
 
 def component_flops(component: Component, spec: PipelineSpec, case: Case, folder: Path) -> int:

@@ -5,16 +5,18 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
 
 from bench import flops, offline, peers
-from bench.flops import Sizes, operations, peak_flops
+from bench.flops import Product, Sizes, operations
 from bench.offline import chosen_sizes, numbers, timed
-from engines.component import Component, PipelineSpec, TensorSpec
+from engines.component import Component, PipelineSpec, Precision, TensorSpec
 from engines.errors import ArtefactError, EngineError
 from engines.providers import DEFAULTS
+from engines.runner import open_runner
 
 SIZES = Sizes(rows=3, tokens=77, area=4 * 9.0)
 
@@ -70,10 +72,27 @@ def test_an_expression_that_is_no_product_is_an_error() -> None:
         SIZES.of("rows + 1")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_peak_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_the_peak_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision) -> None:
     monkeypatch.setattr(flops, "SIDE", 64)
-    assert peak_flops("cpu", precision, DEFAULTS, tmp_path) > 1e6  # type: ignore[arg-type]
+    product = Product("cpu", precision, DEFAULTS, tmp_path)
+    seen = [product.flops() for _ in range(3)]
+    assert min(seen) > 1e6
+    assert product.best >= max(seen)
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("fp32", (0, 1e-6)), ("fp16", (0, 1e-2)), ("int8", (1e-3, 0.02))])
+def test_the_product_is_of_that_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: Precision, apart: tuple[float, float]
+) -> None:
+    """By one: what comes out is what went in, as far as the precision can tell."""
+    monkeypatch.setattr(flops, "SIDE", 64)
+    Product("cpu", precision, DEFAULTS, tmp_path)
+    square = (TensorSpec("x", "float32", (64, 64)),), (TensorSpec("y", "float32", (64, 64)),)
+    runner = open_runner(Component("product", f"product-{precision}.onnx", *square), tmp_path, "cpu", DEFAULTS)
+    x = np.random.default_rng(1).uniform(-3, 3, (64, 64)).astype(np.float32)
+    difference = float(np.abs(runner.infer({"x": x})["y"] - x).max())
+    assert apart[0] <= difference <= apart[1]
 
 
 @pytest.fixture
@@ -93,27 +112,54 @@ def export(tmp_path: Path, fake_export: Path) -> Path:
     return tmp_path
 
 
-def test_a_component_is_timed_over_rows_and_sizes(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flops, "SIDE", 64)
+def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     offline.add_options(parser)
-    result = offline.run(
-        parser.parse_args(["--model", str(export), "--provider", "cpu", "--rows", "1,3", "--repeats", "2"])
-    )
+    return parser.parse_args(arguments)
+
+
+def test_a_component_is_timed_over_rows_and_sizes(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "SIDE", 64)
+    result = offline.run(parsed("--model", str(export), "--provider", "cpu", "--rows", "1,3", "--repeats", "2"))
     assert json.loads(json.dumps(result)) == result
     assert (result["provider"], list(result["peak_tflops"])) == ("cpu", ["fp32"])
     assert (result["checkpoint"], result["fingerprint"]) == ("tests/fake", "0" * 64)
     kinds = [(timing["size"], timing["rows"]) for timing in result["timings"]]
     assert kinds == [("64x64", 1), ("64x64", 3), ("128x128", 1), ("128x128", 3)]
     assert all(timing["median_ms"] > 0 and timing["resident_mb"] > 0 for timing in result["timings"])
+    assert all(
+        timing["share"] > 0 and timing["peak_tflops"] <= result["peak_tflops"]["fp32"] for timing in result["timings"]
+    )
+
+
+def test_figures_and_curves_are_told(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "SIDE", 64)
+    result = offline.run(parsed("--model", str(export), "--provider", "cpu", "--rows", "1,3", "--repeats", "7"))
+    call, share = (result["measures"][f"unet 64x64 x3: {what}"] for what in ("call", "share of the peak"))
+    assert (call["unit"], call["better"], len(call["samples"])) == ("ms", "lower", 7)
+    assert call["value"] == pytest.approx(sorted(call["samples"])[3])
+    assert (share["better"], len(share["samples"])) == ("higher", 7)
+    times, shares = result["plots"]
+    medians = {(timing["size"], timing["rows"]): timing["median_ms"] for timing in result["timings"]}
+    assert {(size, rows): ms for size, points in times["series"].items() for rows, ms in points} == medians
+    assert list(shares["series"]) == ["unet 64x64", "unet 128x128"]
+
+
+def test_what_was_timed_before_a_failure_is_kept(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "SIDE", 64)
+    spec = PipelineSpec.read(export)
+    missing = replace(spec.component("unet"), name="vae_decoder", file="vae_decoder.onnx")
+    replace(spec, components={**spec.components, "vae_decoder": missing}).write(export)
+    result = offline.run(parsed("--model", str(export), "--provider", "cpu", "--rows", "1", "--repeats", "1"))
+    assert result["partial"]
+    assert [timing["component"] for timing in result["timings"]] == ["unet", "unet"]
+    assert "vae_decoder.onnx" in result["failures"][0]
 
 
 @pytest.mark.parametrize("options", [["--repeats", "0"], ["--rows", "1,x"], ["--sizes", "77"], ["--rows", "0"]])
 def test_what_cannot_be_timed_is_refused(export: Path, options: list[str]) -> None:
-    parser = argparse.ArgumentParser()
-    offline.add_options(parser)
     with pytest.raises(EngineError, match=options[0]):
-        offline.run(parser.parse_args(["--model", str(export), "--provider", "cpu", *options]))
+        offline.run(parsed("--model", str(export), "--provider", "cpu", *options))
 
 
 def test_sizes_are_named_by_their_height(fake_export: Path) -> None:
