@@ -17,7 +17,6 @@ from PIL import Image
 from server.image import Pixels, to_pixels
 from server.rows import Array
 from tests.drawing import Drawn, psnr
-from tests.task_checkpoints import DEPTH_SIDE
 
 # Of latents in the UNet's scale, and decibels of pictures.
 TOLERANCE, LEAST_PSNR = 1e-3, 45.0
@@ -50,6 +49,7 @@ METHODS = {
         Method("ddpm", "DDPMScheduler"),
     )
 }
+SECOND_ORDER = ("heun", "dpm2", "dpm2_ancestral")
 
 
 @dataclass
@@ -74,14 +74,9 @@ def _parts(kind: str, checkpoint: Path) -> Any:
     import torch
 
     torch.set_num_threads(1)
-    options: dict[str, Any] = {"torch_dtype": torch.float32}
-    if kind == "StableDiffusionDepth2ImgPipeline":
-        from transformers import DPTImageProcessorPil
-
-        options["feature_extractor"] = DPTImageProcessorPil(size={"height": DEPTH_SIDE, "width": DEPTH_SIDE})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipeline = getattr(diffusers, kind).from_pretrained(checkpoint, **options)
+        pipeline = getattr(diffusers, kind).from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -139,6 +134,12 @@ def decode(pipeline: Any, latents: Any) -> npt.NDArray[np.uint8]:
     with torch.no_grad():
         pixels: Pixels = to_pixels(pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.numpy())
     return pixels
+
+
+def calls(sampler: str, steps: int, strength: float = 1.0) -> int:
+    """UNet calls of a request, by the table of samplers: those of second order call twice but at the end."""
+    walked = int(steps * strength)
+    return 2 * walked - 1 if sampler in SECOND_ORDER else walked
 
 
 def assert_same(drawn: Drawn, expected: Expected) -> None:

@@ -47,8 +47,8 @@ def service(fake_export: Path, runners: dict[str, BlockableRunner]) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def task_exports() -> Callable[[str], tuple[Path, Path]]:
-    """The checkpoint and the export of a specialised UNet, by its task."""
-    from tests.task_checkpoints import export_task
+def task_exports(embedded_export: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """The variant of the embedded checkpoint that is for a task, and its export for small pictures."""
+    from tests.task_checkpoints import export_variant
 
-    return cache(lambda task: export_task(task, ROOT / "out" / "tests"))
+    return cache(lambda task: export_variant(task, ROOT / "out", embedded_export, tmp_path_factory.mktemp(task)))

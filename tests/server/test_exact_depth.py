@@ -1,4 +1,4 @@
-"""Depth-to-image: what diffusers' pipeline draws with the same random weights, and depth maps of clients."""
+"""Depth-to-image: what diffusers' pipeline draws with the same weights, and depth maps of clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from server.checkpoints import open_checkpoints
 from server.config import ServerConfig
 from tests.drawing import Drawing, Recording, psnr, scene
-from tests.pipelines import METHODS, Expected, assert_same, draw, oracle
+from tests.pipelines import METHODS, Expected, assert_same, calls, draw, oracle
 
 PROMPT = "a green star on a red background"
 HEIGHT, WIDTH = 64, 128
@@ -75,6 +75,7 @@ def test_depth_to_image_equals_diffusers(
 ) -> None:
     given = {"depth_map": DEPTH} if mapped else {}
     drawn = drawing.one(**fields(sampler, steps, strength, scale, images), **given)
+    assert len(drawn.timesteps[0]) == calls(sampler, steps, strength)
     assert_same(drawn, expected_of(checkpoint, sampler, steps, strength, scale, images, mapped))
 
 

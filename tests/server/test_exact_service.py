@@ -102,7 +102,7 @@ def test_what_only_the_upscaler_cannot_do_is_refused_before_anything_is_drawn(
     upscaler = checkpoints["larger"]
     specs = {
         "masked": replace(checkpoints["masked"].spec, text_layers=5),
-        "larger": replace(upscaler.spec, max_noise_level=100),
+        "larger": replace(upscaler.spec, max_noise_level=100, text_layers=1),
     }
     weaker = Checkpoints(
         [Pipeline(spec, config.model, checkpoints[name].runners, name) for name, spec in specs.items()]

@@ -1,4 +1,4 @@
-"""The x4 upscaler: what diffusers' pipeline draws with the same random weights."""
+"""The x4 upscaler: what diffusers' pipeline draws with the same weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from server.errors import InvalidRequest
 from server.noise import Noise, TorchGenerator
 from server.resizing import to_network
 from tests.drawing import Drawing, Recording, scene
-from tests.pipelines import METHODS, Expected, assert_same, draw, oracle
+from tests.pipelines import METHODS, Expected, assert_same, calls, draw, oracle
 
 PROMPT = "an orange cross on a black background"
 PICTURE = scene(32, 64)
@@ -62,6 +62,7 @@ def test_upscaling_equals_diffusers(
     drawn = drawing.one(**fields(sampler, steps, level, scale, images))
     assert drawn.latents.shape == (images, 4, 32, 64)
     assert drawn.pictures[0].shape == (128, 256, 3)
+    assert len(drawn.timesteps[0]) == calls(sampler, steps)
     assert_same(drawn, expected_of(checkpoint, sampler, steps, level, scale, images))
 
 

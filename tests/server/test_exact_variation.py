@@ -59,7 +59,7 @@ def test_a_variation_of_full_strength_is_what_its_seed_draws(drawing: Drawing, t
     np.testing.assert_allclose(varied, other, atol=1e-3 * max(1.0, float(np.abs(other).max())))
     own = drawing.one(**fields).latents
     far = np.abs(own - other).mean()
-    assert 0.2 * far < np.abs(half - own).mean() < far
+    assert min(np.abs(half - own).mean(), np.abs(half - other).mean()) > 0.2 * far
 
 
 @pytest.mark.parametrize("task", TASKS)
