@@ -127,11 +127,20 @@ class TritonServer:
         check_deployment(self.config)
         self._folder = tempfile.TemporaryDirectory(prefix="aquatint-")
         try:
-            write_repository(self.config, self.folder / MODELS_FOLDER)
+            self.write_models(self.folder / MODELS_FOLDER)
             self.restart(cancelled)
         except BaseException:
             self.stop()
             raise
+
+    def write_models(self, target: Path) -> None:
+        """Write the model repository into an absent folder."""
+        write_repository(self.config, target)
+
+    @property
+    def models(self) -> list[str]:
+        """Those that are Python models, each with a process of its own."""
+        return deployed_models(self.config)
 
     def restart(self, cancelled: Condition = never) -> None:
         """Kill what still runs, and start the same deployment on the same ports; see `start`."""
@@ -201,7 +210,7 @@ class TritonServer:
         if not found:
             logger.warning("tritonserver's %s processes are not to be found: nobody will notice when one dies", STUB)
             return []
-        missing = set(deployed_models(self.config)) - {model for model, _ in found}
+        missing = set(self.models) - {model for model, _ in found}
         return [*found, *((model, None) for model in sorted(missing))]
 
     def stop(self, grace_seconds: float = 0.0, hurry: Condition = never) -> None:

@@ -1,7 +1,4 @@
-"""The UNet against others on the same weights: OpenVINO told nothing but the precision, torch in bf16, diffusers' fp32.
-
-Ours and one other are loaded at a time and called in turn, so that whatever else the machine does meets both alike.
-"""
+"""The UNet alone: OpenVINO told nothing but the precision, torch in bf16, diffusers' fp32, called in turn with ours."""
 
 from __future__ import annotations
 
@@ -9,12 +6,13 @@ import argparse
 import gc
 import importlib
 import os
-import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from bench.offline import chosen_sizes, component_flops, timed
+from bench.peers.rounds import Rounds, interleaved
+from bench.peers.told import ratio
+from bench.reporting.measures import told
 from engines.component import Arrays, PipelineSpec
 from engines.errors import EngineError
 from engines.picture import Case, feeds
@@ -25,18 +23,7 @@ UNET = "unet"
 WARM_UP = 1
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a folder written by `python -m export`")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="the diffusers folder that it was made from")
-    parser.add_argument("--provider", default="auto", help="ours: auto, or a name of `server launch --provider`")
-    parser.add_argument("--peer", choices=PEERS, action="append", default=[], help="repeat for more (default: all)")
-    parser.add_argument("--size", default="", help="in pixels, such as 512 (default: the first of the export)")
-    parser.add_argument("--rows", type=int, default=2, help="of a call; a guided image takes two")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls of each")
-    parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: one per core")
-
-
-def run(options: argparse.Namespace) -> dict[str, Any]:
+def run_unet(options: argparse.Namespace) -> dict[str, Any]:
     """Medians, and how many times as long as ours each of the others takes, call by call.
 
     Raises:
@@ -50,7 +37,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     fed = feeds(component, spec, case, case.rows)
     provider = chosen_provider(options.provider)
     ours = open_runner(component, options.model, provider, Settings(threads=options.threads, cache=default_cache()))
-    results = {}
+    results: dict[str, Rounds] = {}
     for name in options.peer or PEERS:
         call = PEERS[name](options, fed)
         results[name] = compared(lambda: ours.infer(fed), call, options.repeats)
@@ -58,22 +45,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         del call
         gc.collect()
     flops = component_flops(component, spec, case, options.model)
-    return {"provider": provider, "rows": case.rows, "size": case.resolution, "tflop": flops / 1e12, "peers": results}
+    return {
+        "what": "unet",
+        "provider": provider,
+        "rows": case.rows,
+        "size": case.resolution,
+        "tflop": flops / 1e12,
+        "peers": {name: rounds.figures() for name, rounds in results.items()},
+        **told([ratio(f"{name} unet", rounds) for name, rounds in results.items()]),
+    }
 
 
-def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Calls in turn: medians in milliseconds, and the median, least and largest of theirs over ours."""
+def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> Rounds:
+    """Calls in turn, after one of each that is not counted."""
     for call in (ours, theirs):
         timed(call, WARM_UP)
-    pairs = [(timed(ours, 1)[0], timed(theirs, 1)[0]) for _ in range(repeats)]
-    ratios = sorted(other / own for own, other in pairs)
-    return {
-        "ours_ms": round(1e3 * statistics.median(own for own, _ in pairs), 2),
-        "theirs_ms": round(1e3 * statistics.median(other for _, other in pairs), 2),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_least": round(ratios[0], 3),
-        "ratio_largest": round(ratios[-1], 3),
-    }
+    return interleaved(lambda number: timed(ours, 1)[0], lambda number: timed(theirs, 1)[0], repeats)
 
 
 def _openvino(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:

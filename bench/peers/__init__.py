@@ -1,0 +1,1 @@
+"""Others on the same weights, and ours beside them."""

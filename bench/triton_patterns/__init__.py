@@ -1,0 +1,1 @@
+"""The serving patterns of NVIDIA's Triton examples, on our engines."""
