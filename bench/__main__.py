@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from bench import demo, goodput, host, latency, offline, online, peers, picture, placement, quality, samplers, soak
+from bench import demo, goodput, host, latency, offline, online, picture, placement, quality, samplers, soak
+from bench.peers import program as peers
 from bench.reporting.results import described, report
 from engines.errors import EngineError
 from server.errors import ServerError
@@ -20,7 +21,7 @@ PROGRAMS = {
     "placement": (placement, "what components cost as Triton models of their own"),
     "offline": (offline, "how long each component takes, over rows and sizes, and how much of the machine that is"),
     "picture": (picture, "a whole picture through Triton, over the engine calls that it is made of"),
-    "peers": (peers, "the UNet against OpenVINO by itself, torch and diffusers, on the same weights"),
+    "peers": (peers, "whole pictures, or the UNet, against others on the same weights"),
     "soak": (soak, "thousands of requests with cancellations and kills: nothing lost, nothing leaked"),
     "samplers": (samplers, "schedules as curves, and one prompt across all samplers"),
     "quality": (quality, "whether the embedded checkpoint draws what is asked"),

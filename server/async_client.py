@@ -59,9 +59,15 @@ class AsyncClient:
     """Talks to a server at `host:port` over gRPC; an asynchronous context manager, for one event loop.
 
     To cancel a request, cancel the task that waits for it.
+
+    Args:
+        unary: the model that `generate` asks.
+        batched: whether that model has a batch dimension before the fields' own.
     """
 
-    def __init__(self, url: str = "127.0.0.1:8001") -> None:
+    def __init__(self, url: str = "127.0.0.1:8001", unary: str = FACE, *, batched: bool = False) -> None:
+        self._unary = unary
+        self._batched = batched
         self._client = aio.InferenceServerClient(url, channel_args=CHANNEL)
 
     async def __aenter__(self) -> AsyncClient:
@@ -91,7 +97,8 @@ class AsyncClient:
             ServerError: anything else.
         """
         answer = await self._infer(fields)
-        return Result(list(answer.as_numpy("images")), json.loads(answer.as_numpy("metadata")[0]))
+        images, metadata = (answer.as_numpy(name).reshape(-1) for name in ("images", "metadata"))
+        return Result(list(images), json.loads(metadata[0]))
 
     async def cancel(self, request_id: str) -> int:
         """Cancel the open requests of this id; returns how many.
@@ -135,8 +142,11 @@ class AsyncClient:
             raise failure or ServerError("the stream ended without an answer")
 
     async def _infer(self, fields: Mapping[str, Value]) -> Any:
+        tensors = input_tensors(fields)
+        for tensor in tensors if self._batched else ():
+            tensor.set_shape([1, *tensor.shape()])
         with _translating():
-            return await self._client.infer(FACE, input_tensors(fields))
+            return await self._client.infer(self._unary, tensors)
 
 
 async def _ended(answers: Any, *, cancel: bool) -> None:

@@ -45,7 +45,7 @@ DOORS = {
     "onnxruntime_ep_openvino": ("engines/ort_runner.py", "tests/"),
     "openvino": ("engines/openvino_runner.py", "bench/peers", "tests/"),
     "opentelemetry": ("server/tracing.py", "tests/"),
-    "triton_python_backend_utils": ("server/triton_", "engines/triton_runner.py", "tests/"),
+    "triton_python_backend_utils": ("server/triton_", "engines/triton_runner.py", "bench/triton_patterns/", "tests/"),
     "tritonclient": ("server/client.py", "server/async_client.py", "tests/"),
     "mlperf_loadgen": ("bench/loadgen/rules.py", "tests/"),
     "grpc": ("server/async_client.py", "tests/"),
@@ -82,6 +82,7 @@ NUMERIC = (
 CATCH_ALL = {
     "export/loading.py",  # loaders of diffusers, transformers and the hub raise whatever they meet
     "export/single_file.py",  # likewise the hub
+    "bench/peers/worker.py",  # whatever a peer's libraries raise is told in words to the process that asked
     "bench/supervised.py",  # whatever ends the supervisor's thread is told
     "engines/ort_runner.py",  # ONNX Runtime's pybind exceptions share no base below Exception
     "engines/openvino_runner.py",  # OpenVINO's exceptions likewise
