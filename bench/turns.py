@@ -74,8 +74,8 @@ class Instant:
         return self.output
 
 
-def turn_microseconds(rows: int, waiting: int, trained: TrainedSchedule) -> float:
-    """Median of schedule, gather, guidance, update and emit for a call of guided jobs, while others wait."""
+def turn_microseconds(rows: int, waiting: int, trained: TrainedSchedule) -> list[float]:
+    """Of each turn: schedule, gather, guidance, update and emit for a call of guided jobs, while others wait."""
     checkpoints = Checkpoints([cast(Pipeline, Instant(rows))])
     config = ServerConfig(model=cast(Any, None), max_rows=rows, row_cap=rows)
     curves = Curves({NAME: (((2, 0.01), (rows, 0.02)), SIZE)}, row_cap=rows)
@@ -94,7 +94,7 @@ def turn_microseconds(rows: int, waiting: int, trained: TrainedSchedule) -> floa
         loop.step()
         seconds.append(time.perf_counter() - started)
     loop.close()
-    return 1e6 * statistics.median(seconds[3:])
+    return [1e6 * one for one in seconds[3:]]
 
 
 def _job(table: Any, number: int) -> Job:
@@ -123,15 +123,17 @@ def pass_microseconds(rows: int) -> float:
     return 1e6 * statistics.median(seconds)
 
 
-def turns(trained: TrainedSchedule) -> dict[str, Any]:
-    """Microseconds by rows and waiting jobs, and how many times the floor that is."""
-    found = {
+def turns(trained: TrainedSchedule, crowd: int = 10_000) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """Medians in microseconds by rows and waiting jobs, how many times the floor that is; and those of each turn."""
+    taken = {
         f"{rows} rows, {waiting} waiting": turn_microseconds(rows, waiting, trained)
-        for rows, waiting in ((16, 0), (16, 10_000), (64, 0), (64, 10_000))
+        for rows, waiting in ((16, 0), (16, crowd), (64, 0), (64, crowd))
     }
+    found = {name: statistics.median(microseconds) for name, microseconds in taken.items()}
     floors = {rows: pass_microseconds(rows) for rows in (16, 64)}
-    return {
+    figures = {
         "turn_us": found,
         "one_pass_us": {str(rows): floor for rows, floor in floors.items()},
         "turn_over_one_pass": {str(rows): found[f"{rows} rows, 0 waiting"] / floor for rows, floor in floors.items()},
     }
+    return figures, taken

@@ -27,9 +27,11 @@ ALLOWED = {
 
 # One library, one door: the only files that may import it; a name that ends in "/" is a folder.
 DOORS = {
-    "torch": ("export/", "bench/peers", "tests/"),
+    "torch": ("export/", "bench/peers", "bench/judging/distances.py", "tests/"),
     "diffusers": ("export/", "bench/peers", "tests/"),
-    "transformers": ("export/", "bench/peers", "tests/"),
+    "transformers": ("export/", "bench/peers", "bench/judging/distances.py", "tests/"),
+    "torchmetrics": ("bench/judging/distances.py",),
+    "skimage": ("bench/judging/likeness.py",),
     "huggingface_hub": ("export/", "tests/"),
     # Counting a graph's operations needs its shapes.
     "onnx": ("export/", "bench/flops.py", "tests/"),
@@ -49,6 +51,10 @@ DOORS = {
     "tritonclient": ("server/client.py", "server/async_client.py", "tests/"),
     "mlperf_loadgen": ("bench/loadgen/rules.py", "tests/"),
     "grpc": ("server/async_client.py", "tests/"),
+    "matplotlib": ("bench/reporting/charts.py", "bench/samplers.py", "tests/"),
+    "jinja2": ("bench/reporting/pages.py", "tests/"),
+    "scipy": ("bench/reporting/comparing.py", "tests/"),
+    "jsonschema": ("tests/",),
 }
 
 # Files that need nothing but the standard library, those that need numpy too, and what both may share.

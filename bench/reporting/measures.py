@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ class Measure:
 
     Attributes:
         name: such as "latency p99 at 8"; unique within a result.
+        value: what was measured; nan where that was not possible.
         unit: such as "ms", "images/s"; empty for ratios.
         better: which way is an improvement; None where neither is.
         samples: repetitions of the same figure, from which the noise is known; not parts of a distribution.
@@ -45,10 +47,11 @@ class Plot:
     """Something to draw.
 
     Attributes:
-        kind: "curve" joins points; "histogram" counts the second of each pair; "timeline" is a value that holds
-            until the next point.
+        kind: "curve" joins points; "histogram" counts the second of each pair around the first, the same width for
+            all; "timeline" is a value that holds until the next point.
         x, y: labels with their units.
         series: points by the name of the line.
+        logarithmic: the axis of the values, which is x of a histogram and y of the others.
     """
 
     title: str
@@ -57,6 +60,19 @@ class Plot:
     y: str
     series: Series = field(default_factory=dict)
     logarithmic: bool = False
+
+
+def distribution(samples: Sequence[float], bins: int = 40) -> list[tuple[float, float]]:
+    """The middles of equally wide bins from the least to the greatest sample, and how many lie in each."""
+    if not samples:
+        return []
+    least, width = min(samples), (max(samples) - min(samples)) / bins
+    if width == 0:
+        return [(least, float(len(samples)))]
+    counts = [0] * bins
+    for sample in samples:
+        counts[min(bins - 1, int((sample - least) / width))] += 1
+    return [(least + (i + 0.5) * width, float(count)) for i, count in enumerate(counts)]
 
 
 def thinned(values: Sequence[Any], kept: int = KEPT_SAMPLES) -> list[Any]:
@@ -84,7 +100,7 @@ def told(measures: Sequence[Measure], plots: Sequence[Plot] = ()) -> dict[str, A
                 "x": plot.x,
                 "y": plot.y,
                 "logarithmic": plot.logarithmic,
-                "series": {name: [list(point) for point in thinned(points)] for name, points in plot.series.items()},
+                "series": {name: _points(points) for name, points in plot.series.items()},
             }
             for plot in plots
         ],
@@ -92,9 +108,18 @@ def told(measures: Sequence[Measure], plots: Sequence[Plot] = ()) -> dict[str, A
 
 
 def _figure(measure: Measure) -> dict[str, Any]:
-    figure: dict[str, Any] = {"value": measure.value, "unit": measure.unit, "better": measure.better}
-    if measure.samples:
-        figure["samples"] = thinned(measure.samples)
+    figure: dict[str, Any] = {"value": _told(measure.value), "unit": measure.unit, "better": measure.better}
+    if len(measure.samples):
+        figure["samples"] = [float(sample) for sample in thinned(measure.samples) if math.isfinite(sample)]
     if measure.low is not None and measure.high is not None:
-        figure |= {"low": measure.low, "high": measure.high}
+        figure |= {"low": _told(measure.low), "high": _told(measure.high)}
     return figure
+
+
+def _points(points: Sequence[tuple[float, float]]) -> list[list[float]]:
+    return [[float(x), float(y)] for x, y in thinned(points) if math.isfinite(x) and math.isfinite(y)]
+
+
+def _told(value: float) -> float | None:
+    """JSON has no word for what is not finite."""
+    return float(value) if math.isfinite(value) else None

@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import shlex
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+# Of the form of a result, which `schema.json` describes; a reader refuses one that is newer than itself.
+SCHEMA = 1
+ROOT = Path(__file__).resolve().parents[2]
 # What a figure depends on, of the packages that compute or carry it.
 PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "tritonclient", "nvidia-pytriton")
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the code."""
-    model = ""
-    listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        names = [line.partition(":")[2].strip() for line in listing.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else ""
+    """What a figure depends on besides the command."""
     return {
         "python": platform.python_version(),
-        "processor": model,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "cores": os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "revision": _revision(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
     }
 
@@ -37,6 +41,7 @@ def described(program: str, arguments: Sequence[str], result: Mapping[str, Any])
     `partial` is true where a measurement ended before its time, and keeps what it had.
     """
     return {
+        "schema": SCHEMA,
         "program": program,
         "command": shlex.join(["python", "-m", "bench", program, *arguments]),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -46,12 +51,16 @@ def described(program: str, arguments: Sequence[str], result: Mapping[str, Any])
     }
 
 
-def report(result: Mapping[str, Any], file: Path | None) -> None:
-    """Print `result` as the last line, without samples and plots; write all of it to `file`."""
+def tell(result: Mapping[str, Any], file: Path | None) -> None:
+    """Print `result` as the last line, without samples and plots; write all of it to `file`.
+
+    Raises:
+        OSError: the file cannot be written; the line has been printed.
+    """
+    print(json.dumps(plain(summary(result))))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result) + "\n", encoding="utf-8")
-    print(json.dumps(summary(result)))
+        file.write_text(json.dumps(plain(result)) + "\n", encoding="utf-8")
 
 
 def summary(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +72,53 @@ def summary(result: Mapping[str, Any]) -> dict[str, Any]:
             for name, figure in brief["measures"].items()
         }
     return brief
+
+
+def plain(value: Any) -> Any:
+    """The same, with null for numbers that JSON cannot write."""
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key: plain(inner) for key, inner in value.items()}
+        case list() | tuple():
+            return [plain(inner) for inner in value]
+        case _:
+            return value
+
+
+def _processor() -> str:
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor()
+
+
+def _memory_gib() -> float:
+    """Of the machine; 0 where the system does not tell."""
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (ValueError, OSError):
+        return 0.0
+
+
+def _revision() -> str:
+    """The commit of the checkout, with a + where files differ from it; empty outside of one."""
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        return ""
+    command = [
+        git,
+        "--no-optional-locks",
+        "-C",
+        str(ROOT),
+        "describe",
+        "--always",
+        "--abbrev=10",
+        "--exclude=*",
+        "--dirty=+",
+    ]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _version(package: str) -> str | None:

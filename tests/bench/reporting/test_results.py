@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from bench.reporting.measures import Measure, Plot, told
-from bench.reporting.results import described, report
+from bench.reporting.results import described, tell
 
 
-def test_report_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tell_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = tmp_path / "deep" / "result.json"
     plots = [Plot("steps", "curve", "rows", "ms", {"unet": [(2, 5.0), (16, 9.0)]})]
     figures = told([Measure.median("step", [5.0, 6.0, 7.0], "ms", "lower")], plots)
-    report(described("host", ["--rows", "2 4"], {"value": 1.5, **figures}), kept)
+    tell(described("host", ["--rows", "2 4"], {"value": 1.5, **figures}), kept)
     printed, whole = json.loads(capsys.readouterr().out), json.loads(kept.read_text())
     assert printed["value"] == 1.5
     assert printed["command"] == "python -m bench host --rows '2 4'"
