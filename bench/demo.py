@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from bench.examples import GALLERY, Example, task_examples
 from bench.judging.judge import Pixels
+from bench.reporting.measures import Measure, Plot, told
 from bench.serving import Answer, ask_all, rows_per_call, running_server
 from server.client import Client
 from server.config import named_model
@@ -49,6 +50,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         edited = ask_all(url, edits, concurrency=len(edits)) if edits else []
     sheet = _keep(options.out, answers, examples, edited)
     seconds = max(answer.seconds for answer in answers)
+    edited_seconds = max((answer.seconds for answer in edited), default=0.0)
+    measures = [
+        Measure("start of the server", ready - begun, "s", "lower"),
+        Measure("first picture", first - ready, "s", "lower"),
+        Measure("gallery", len(answers) / seconds, "images/s", "higher"),
+        Measure("rows per UNet call of the gallery", rows_per_call(answers)),
+        *([Measure(f"{len(edited)} pictures of the other tasks", edited_seconds, "s", "lower")] if edited else []),
+    ]
+    done = {"gallery": sorted(answer.seconds for answer in answers), "edited": sorted(one.seconds for one in edited)}
+    lines = {name: [(when, i + 1.0) for i, when in enumerate(times)] for name, times in done.items()}
     return {
         "pictures": str(sheet),
         "server_start_seconds": round(ready - begun, 2),
@@ -57,7 +68,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "images_per_second": round(len(answers) / seconds, 2),
         "mean_rows_per_unet_call": round(rows_per_call(answers), 2),
         "edited_images": len(edited),
-        "edited_seconds": round(max((answer.seconds for answer in edited), default=0.0), 2),
+        "edited_seconds": round(edited_seconds, 2),
+        **told(measures, [Plot("Pictures done", "timeline", "seconds since they were asked for", "pictures", lines)]),
     }
 
 

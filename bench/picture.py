@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.reporting.measures import Measure, told
 from bench.serving import started
 from bench.traffic.scrape import Samples, read_metrics, total
 from server.client import Client
@@ -53,11 +54,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 pictures.append((whole, _call_seconds(after) - _call_seconds(before)))
                 before = after
     overheads = [whole / calls - 1 for whole, calls in pictures]
+    measures = [
+        Measure("start of the server", start, "s", "lower"),
+        Measure.median("picture", [whole for whole, _ in pictures], "s", "lower"),
+        Measure.median("engine calls of a picture", [calls for _, calls in pictures], "s", "lower"),
+        Measure.median("what is not engine calls, over them", overheads, "", "lower"),
+    ]
     return {
         "start_seconds": round(start, 2),
         "picture_seconds": [round(whole, 3) for whole, _ in pictures],
         "call_seconds": [round(calls, 3) for _, calls in pictures],
         "overhead": round(statistics.median(overheads), 4),
+        **told(measures),
         "settings": {name: getattr(options, name) for name in ("provider", "size", "steps", "repeats")},
     }
 

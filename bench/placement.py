@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bench.reporting.measures import Measure, Plot, distribution, told
 from bench.serving import started
 from engines.component import PipelineSpec
 from server.client import Client
@@ -77,7 +78,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         clients = {name: stack.enter_context(Client(server.grpc_url)) for name, server in servers.items()}
         found = _asked_in_turn(clients, options.images, options.steps, options.repeats)
     names = ("steps", "images", "repeats", "provider")
-    return {"placements": summary(found), "settings": {name: getattr(options, name) for name in names}}
+    return {
+        "placements": summary(found),
+        **told(*figures(found)),
+        "settings": {name: getattr(options, name) for name in names},
+    }
 
 
 def _asked_in_turn(clients: Mapping[str, Client], images: int, steps: int, repeats: int) -> dict[str, Seconds]:
@@ -115,6 +120,20 @@ def summary(seconds: Mapping[str, Seconds]) -> dict[str, dict[str, float]]:
         }
         for name, one in seconds.items()
     }
+
+
+def figures(seconds: Mapping[str, Seconds]) -> tuple[list[Measure], list[Plot]]:
+    """Of each placement: a request, a step, and both over those that were asked in process in the same turn."""
+    own = seconds[IN_PROCESS]
+    measures = []
+    for name, one in seconds.items():
+        for what, ours, theirs in (("request", one.image, own.image), ("UNet call", one.step, own.step)):
+            measures.append(Measure.median(f"{what}, {name}", [1e3 * s for s in ours], "ms", "lower"))
+            if name != IN_PROCESS:
+                ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+                measures.append(Measure.median(f"{what}, {name} over in process", ratios, "", "lower"))
+    lines = {name: distribution([1e3 * s for s in one.image]) for name, one in seconds.items()}
+    return measures, [Plot("A request, by what is a Triton model of its own", "histogram", "ms", "requests", lines)]
 
 
 def _median(seconds: Sequence[float]) -> float:

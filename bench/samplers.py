@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from bench.reporting.measures import Measure, Plot, told
 from bench.serving import ask_all, running_server
 from engines.component import PipelineSpec
 from server.config import named_model
@@ -20,6 +21,8 @@ from server.schedule import TrainedSchedule
 
 COLUMNS = 6
 CAPTION = 14
+# Of which each stands for those that lay their levels alike.
+FAMILIES = ("euler", "dpmpp_2m")
 # Samplers of distilled checkpoints draw nothing of use with any other.
 DISTILLED = ("lcm", "tcd")
 
@@ -61,7 +64,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     pictures = [Image.fromarray(answer.result.pixels()[0]) for answer in answers]
     contact_sheet(chosen, pictures).save(options.out / "samplers.png")
     calls = {s.name: answer.result.metadata["timing"]["unet_rows"] for s, answer in zip(chosen, answers, strict=True)}
-    return {"samplers": len(chosen), "seconds": seconds, "rows": calls, "settings": {"steps": options.steps}}
+    measures = [Measure(f"one picture by each of {len(chosen)} samplers at once", seconds, "s", "lower")]
+    return {
+        "samplers": len(chosen),
+        "seconds": seconds,
+        "rows": calls,
+        **told(measures, schedule_plots(trained, options.steps)),
+        "settings": {"steps": options.steps},
+    }
 
 
 def contact_sheet(samplers: list[Sampler], pictures: list[Image.Image]) -> Image.Image:
@@ -77,13 +87,25 @@ def contact_sheet(samplers: list[Sampler], pictures: list[Image.Image]) -> Image
     return sheet
 
 
+def schedule_plots(trained: TrainedSchedule, steps: int) -> list[Plot]:
+    """The same as `draw_schedules`, as data."""
+    plots = []
+    for name in FAMILIES:
+        laid = {kind: METHODS[name].lay(trained, Choice(kind=kind, steps=steps)) for kind in KINDS}
+        sigmas = {kind: [(i, step.level.ratio) for i, step in enumerate(line)] for kind, line in laid.items()}
+        times = {kind: [(i, step.timestep) for i, step in enumerate(line)] for kind, line in laid.items()}
+        plots.append(Plot(f"Noise levels, {name}", "curve", "step", "sigma", sigmas, logarithmic=True))
+        plots.append(Plot(f"Timesteps, {name}", "curve", "step", "timestep", times))
+    return plots
+
+
 def draw_schedules(trained: TrainedSchedule, steps: int, file: Path) -> None:
     """Sigma and timestep of every step, for every schedule, on Euler's and on the DPM family's levels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 8), layout="constrained")
     axes = figure.subplots(2, 2)
-    for column, name in enumerate(("euler", "dpmpp_2m")):
+    for column, name in enumerate(FAMILIES):
         for kind in KINDS:
             laid = METHODS[name].lay(trained, Choice(kind=kind, steps=steps))
             axes[0][column].plot([step.level.ratio for step in laid], marker=".", label=kind)

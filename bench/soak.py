@@ -10,18 +10,19 @@ import argparse
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from bench import leaks
+from bench.reporting.measures import Measure, Plot, distribution, told
 from bench.serving import fake_config
 from bench.supervised import SupervisedServer
 from bench.traffic import loops, scrape, tally
 from bench.traffic.asking import Connections, Outcome, ask
-from bench.traffic.latencies import milliseconds
+from bench.traffic.latencies import milliseconds, percentile
 from bench.traffic.mix import FACES, Asked, Mix
 from server.async_client import AsyncClient
 from server.errors import ServerError
@@ -49,6 +50,8 @@ WITNESS: dict[str, Value] = {"prompt": "a red circle on a blue background", "see
 # A client whose connection broke tries again after so long.
 BACK_OFF_SECONDS = 1.0
 IDLE_SECONDS = 20.0
+# Units of what is held, in words.
+HELD = {"mib": "MiB", "fds": "open files", "threads": "threads", "regions": "regions of shared memory"}
 DRAIN_SECONDS = 10.0
 
 
@@ -198,5 +201,42 @@ def _report(soak: Soak, options: argparse.Namespace, seconds: float) -> dict[str
         "held_after_warm_up": grown,
         "seconds": round(seconds, 1),
         "failures_by_words": tally.messages(outcomes),
+        **told(_measures(soak, grown), _plots(soak)),
         "settings": {"requests": options.requests, "concurrency": options.concurrency, "seed": options.seed},
     }
+
+
+def _measures(soak: Soak, grown: Mapping[str, Mapping[str, float]]) -> list[Measure]:
+    seconds = [outcome.seconds for outcome in soak.outcomes if outcome.status == "ok"]
+    found = [
+        Measure("requests, of all endings", len(soak.outcomes) / tally.span(soak.outcomes), "requests/s", "higher"),
+        Measure("time to stop", soak.server.drain_seconds, "s", "lower"),
+    ]
+    for share in (0.5, 0.99) if seconds else ():
+        found.append(Measure(f"latency p{100 * share:g}", 1e3 * percentile(seconds, share), "ms", "lower"))
+    if soak.server.down_seconds:
+        found.append(Measure.median("ready again after a kill", soak.server.down_seconds, "s", "lower"))
+    for name, figures in grown.items():
+        what, _, unit = name.rpartition(" ")
+        if unit == "mib":
+            found.append(
+                Measure(f"{what} memory for each 1,000 requests", figures["per_1000_requests"], "MiB", "lower")
+            )
+    return found
+
+
+def _plots(soak: Soak) -> list[Plot]:
+    """What the server held, by unit, and the latencies of what it answered without the slowest hundredth."""
+    held: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for sample in soak.samples:
+        for name, value in sample.held.items():
+            what, _, unit = name.rpartition(" ")
+            held.setdefault(unit, {}).setdefault(what, []).append((sample.requests, value))
+    plots = [
+        Plot(f"Held while idle: {HELD[unit]}", "curve", "requests sent", HELD[unit], lines)
+        for unit, lines in held.items()
+        if unit in HELD
+    ]
+    taken = sorted(1e3 * outcome.seconds for outcome in soak.outcomes if outcome.status == "ok")
+    bins = distribution(taken[: max(1, round(0.99 * len(taken)))])
+    return [*plots, Plot("Latency", "histogram", "ms", "requests", {"answered": bins})]

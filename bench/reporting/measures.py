@@ -62,10 +62,15 @@ class Plot:
     logarithmic: bool = False
 
 
-def distribution(samples: Sequence[float], bins: int = 40) -> list[tuple[float, float]]:
-    """The middles of equally wide bins from the least to the greatest sample, and how many lie in each."""
+def distribution(samples: Sequence[float], bins: int | None = None) -> list[tuple[float, float]]:
+    """The middles of equally wide bins from the least to the greatest sample, and how many lie in each.
+
+    Args:
+        bins: how many; by default as many as that number of samples fills (Rice's rule), at most 40.
+    """
     if not samples:
         return []
+    bins = bins or min(40, math.ceil(2 * len(samples) ** (1 / 3)))
     least, width = min(samples), (max(samples) - min(samples)) / bins
     if width == 0:
         return [(least, float(len(samples)))]
