@@ -7,13 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from bench.__main__ import main
 from bench.judging.judge import Judge, Pixels, Sight
+from bench.judging.likeness import Likeness
 from bench.judging.scenes import Painter
+from bench.judging.scores import means
 from bench.judging.trials import held_out, seen, text_to_image
-from bench.quality import _means
+from bench.quality import Found, _likeness
 from export.embedded.world import held_out_captions, is_held_out
+
+
+class ChannelMeans(torch.nn.Module):
+    """In Inception's place."""
+
+    def forward(self, pictures: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        return pictures.float().mean(dim=[2, 3])
 
 
 def test_captions_are_the_held_out_ones() -> None:
@@ -35,7 +46,7 @@ def test_scores_count_each_aspect() -> None:
     sights = [Sight("blue", "red", "ring"), Sight("red", None, None)]
     judge, asked = Told(), {"colour": "red", "background": "blue", "shape": "star"}
     scores = [seen(judge, asked, np.zeros((8, 8, 3), np.uint8)) for _ in range(2)]
-    assert _means(scores) == {"colour": 0.5, "background": 0.5, "shape": 0.0}
+    assert means(scores) == {"colour": 0.5, "background": 0.5, "shape": 0.0}
 
 
 @pytest.mark.triton
@@ -46,7 +57,10 @@ def test_embedded_checkpoint_draws_what_is_asked(
     kept = tmp_path / "quality.json"
     assert main(["quality", "--model", str(embedded_export), "--json", str(kept)]) == 0
     result = json.loads(kept.read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    last = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert last["tasks"] == result["tasks"]
+    shape = result["measures"]["txt2img shape"]
+    assert shape["low"] < shape["value"] <= shape["high"]
     right = result["tasks"]["txt2img"]
     assert right["colour"] >= 0.95, right
     assert right["background"] >= 0.95, right
@@ -54,13 +68,75 @@ def test_embedded_checkpoint_draws_what_is_asked(
 
 
 @pytest.mark.triton
-def test_dry_run_needs_no_networks(embedded_export: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["quality", "--model", str(embedded_export), "--dry-run", "--captions", "6", "--steps", "2"]
+def test_dry_run_needs_no_networks(embedded_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Judged, compared and measured, on two servers."""
+    (tmp_path / "captions.txt").write_text("a red circle\na blue star\na green ring\n", encoding="utf-8")
+    real = tmp_path / "real"
+    real.mkdir()
+    for i, colour in enumerate(["red", "green", "blue", "white"]):
+        Image.new("RGB", (40 + i, 30), colour).save(real / f"{i}.png")
+    torch.jit.save(torch.jit.script(ChannelMeans()), tmp_path / "means.pt")
+    kept = tmp_path / "quality.json"
+    arguments = ["quality", "--model", str(embedded_export), "--dry-run", "--cases", "6", "--steps", "2"]
+    arguments += ["--task", "txt2img", "--compare-with", "cpu", "--captions", str(tmp_path / "captions.txt")]
+    arguments += ["--real", str(real), "--inception", str(tmp_path / "means.pt"), "--json", str(kept)]
     assert main(arguments) == 0
-    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    capsys.readouterr()
+    result = json.loads(kept.read_text())
     assert result["settings"]["dry_run"] is True
     assert set(result["tasks"]["txt2img"]) == {"colour", "background", "shape", "cases"}
     assert result["tasks"]["txt2img"]["cases"] == 6
+    compared = result["compared"]["cpu"]["tasks"]
+    assert {name: task["cases"] for name, task in compared.items()} == {"txt2img": 6, "captions": 3}
+    # Fake networks draw the same whoever runs them.
+    assert compared["captions"]["ssim"]["least"] == 1
+    assert (result["captions"]["cases"], result["captions"]["real"]) == (3, 4)
+    assert result["captions"]["fid"] > 0
+    assert "too large" in result["captions"]["note"]
+    assert result["captions"]["mlperf_window"]["fid"] == [23.01085758, 23.95007626]
+    assert result["measures"]["FID"]["value"] == result["captions"]["fid"]
+    assert [plot["kind"] for plot in result["plots"]] == ["histogram"] * 4
+
+
+def test_likeness_is_told_with_its_distribution() -> None:
+    found = Found()
+    alike = [Likeness(30.0, 0.9), Likeness(40.0, 0.99), Likeness(35.0, 0.95)]
+    figures = _likeness(found, "txt2img with int8", alike)
+    assert figures == {
+        "cases": 3,
+        "psnr_db": {"median": 35.0, "mean": 35.0, "least": 30.0},
+        "ssim": {"median": 0.95, "mean": 0.9467, "least": 0.9},
+    }
+    assert {(measure.name, measure.unit) for measure in found.measures} == {
+        ("PSNR txt2img with int8, median", "dB"),
+        ("PSNR txt2img with int8, least", "dB"),
+        ("SSIM txt2img with int8, median", ""),
+        ("SSIM txt2img with int8, least", ""),
+    }
+    for plot in found.plots:
+        assert sum(count for points in plot.series.values() for _, count in points) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--cases", "0"], "--cases is 0"),
+        (["--captions", "0"], "--cases is 0"),
+        (["--real", "pictures"], "give one"),
+        (["--captions", "list.txt"], "add --real DIR, --clip DIR or --compare-with"),
+        (["--captions", "none.txt", "--compare-with", "cpu"], "none.txt cannot be read"),
+        (["--compare-with", "out/none"], "is no folder"),
+        (["--compare-with", "abacus"], "'abacus' is not available here"),
+        (["--compare-with", "cpu", "--url", "localhost:1"], "give that instead of --url"),
+    ],
+)
+def test_options_that_do_not_fit_are_told_before_anything_is_drawn(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quality", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
 
 
 def test_missing_export_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
