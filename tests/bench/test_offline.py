@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from bench import flops, offline, peers
+from bench import flops, offline
 from bench.flops import Product, Sizes, operations
-from bench.offline import chosen_sizes, numbers, timed
+from bench.offline import chosen_sizes, numbers
 from engines.component import Component, PipelineSpec, Precision, TensorSpec
 from engines.errors import ArtefactError, EngineError
 from engines.providers import DEFAULTS
@@ -167,24 +167,3 @@ def test_sizes_are_named_by_their_height(fake_export: Path) -> None:
     assert chosen_sizes("", spec) == ((64, 64), (128, 128))
     assert list(chosen_sizes("128", spec)) == [(128, 128)]
     assert numbers("1,16", "--rows") == [1, 16]
-
-
-def test_peers_are_called_in_turn_with_ours() -> None:
-    order: list[str] = []
-    result = peers.compared(lambda: order.append("ours"), lambda: order.append("theirs"), 3)
-    assert order == ["ours", "theirs"] * 4
-    assert result["ratio_least"] <= result["ratio"] <= result["ratio_largest"]
-    assert len(timed(lambda: None, 4)) == 4
-
-
-def test_peers_draw_with_the_same_network(
-    tiny_checkpoint: Path, tiny_export: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parser = argparse.ArgumentParser()
-    peers.add_options(parser)
-    given = ["--model", str(tiny_export), "--checkpoint", str(tiny_checkpoint), "--provider", "cpu", "--repeats", "1"]
-    wanted = ["--peer", "torch_bf16", "--peer", "diffusers_fp32"]
-    result = peers.run(parser.parse_args([*given, *wanted, "--threads", "1"]))
-    assert list(result["peers"]) == ["torch_bf16", "diffusers_fp32"]
-    assert result["size"] == (64, 64)
-    assert result["tflop"] > 0
