@@ -168,7 +168,7 @@ def differences(a: Result, b: Result) -> list[str]:
     ]
     if a.program != b.program:
         found.append(f"the programs differ: {a.program} and {b.program}")
-    elif _asked(a.command) != _asked(b.command):
+    elif asked(a.command) != asked(b.command):
         found.append(f"the commands differ: `{a.command}` and `{b.command}`")
     for name, result in (("A", a), ("B", b)):
         if result.partial:
@@ -180,7 +180,7 @@ def differences(a: Result, b: Result) -> list[str]:
     return found
 
 
-def _asked(command: str) -> list[str]:
+def asked(command: str) -> list[str]:
     """The words of a command without those that say where something is kept."""
     try:
         words = shlex.split(command)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from bench.reporting.comparing import asked
 from bench.reporting.measures import thinned
 from bench.reporting.reading import Result, parsed, read
 from bench.reporting.results import ROOT
@@ -75,7 +77,7 @@ def told_measures(result: Result) -> list[str]:
 
 
 def stripped(whole: Mapping[str, Any]) -> dict[str, Any]:
-    """A result without its bulk: fewer samples and points, none of its own lists that are long, paths made relative."""
+    """A result without its bulk: fewer samples and points, nothing of its own that is long, no paths of the machine."""
     small: dict[str, Any] = {}
     left: list[str] = []
     for name, value in whole.items():
@@ -83,6 +85,8 @@ def stripped(whole: Mapping[str, Any]) -> dict[str, Any]:
             small[name] = {key: _figure(figure) for key, figure in value.items()}
         elif name == "plots":
             small[name] = [_plot(plot) for plot in value]
+        elif name == "command":
+            small[name] = shlex.join(asked(value))
         elif name in ALWAYS or len(json.dumps(value)) <= OWN_CHARACTERS:
             small[name] = value
         else:

@@ -28,7 +28,8 @@ def _noisy(middle: float, count: int, seed: int, better: Better | None = "lower"
 
 
 def test_repetitions_of_the_same_thing_rarely_differ() -> None:
-    verdicts = [_one(_noisy(10, 15, 2 * n), _noisy(10, 15, 2 * n + 1)).verdict for n in range(60)]
+    quick = Judging(resampled=300)
+    verdicts = [_one(_noisy(10, 15, 2 * n), _noisy(10, 15, 2 * n + 1), quick).verdict for n in range(60)]
     # One in twenty is expected; so many by chance only once in a thousand runs of other seeds.
     assert len(verdicts) - verdicts.count("same") <= 9
 

@@ -39,7 +39,7 @@ def test_a_kept_result_has_its_figures_and_not_its_bulk(tmp_path: Path) -> None:
     assert result.whole["settings"] == {"model": "out/export", "log": "triton.log"}
     assert result.whole["own"] == {"short": 1}
     assert result.whole["left_out"] == ["requests"]
-    assert result.command == "python -m bench online --json a.json"
+    assert result.command == "python -m bench online"
     assert place.stat().st_size < 20_000
     assert [one.name for one in kept(tmp_path / "kept")] == ["a.json"]
 
