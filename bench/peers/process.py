@@ -150,8 +150,17 @@ def opened(name: str, python: str, setup: Setup, log: Path, limit: float) -> Ite
                 f"{python} cannot be started ({error.strerror}); name an interpreter that is there by "
                 f"--peer-python {name}=PATH"
             ) from error
-        stack.enter_context(process)
-        stack.callback(process.kill)
+        stack.callback(_end, process)
         peer = PeerProcess(name, process, log, limit)
         peer.open(setup)
         yield peer
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        # What was written to a process that had gone is written again when the pipe is closed.
+        with contextlib.suppress(BrokenPipeError):
+            if pipe is not None:
+                pipe.close()
