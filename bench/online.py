@@ -1,7 +1,8 @@
-"""Load on a live server: so many requests at a time, or so many a second at random times, and what became of them.
+"""Load on a live server: so many requests at a time, or so many a second, and what became of them.
 
-All requests share one event loop (`grpc.aio`) and a few connections, so that hundreds may be open at once. Latency
-counts from when a request was to be sent, so that a client that falls behind does not flatter the server.
+All requests of a process share one event loop (`grpc.aio`) and a few connections, so that a thousand may be open at
+once. In an open loop, latency counts from when a request was to be sent, so that a client that falls behind does not
+flatter the server. Several values of `--concurrency` or `--rate` are a sweep, one point each.
 """
 
 from __future__ import annotations
@@ -9,46 +10,31 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.serving import Address, add_server_options, mean_rows, server_of
-from bench.traffic import loops, scrape, tally
+from bench.reporting.measures import told
+from bench.serving import Address, add_server_options, server_of
+from bench.traffic.alone import Alone, measure_alone
+from bench.traffic.arrivals import Arrivals, Bursts, Ramp
 from bench.traffic.asking import Connections, Outcome, ask
-from bench.traffic.latencies import milliseconds
-from bench.traffic.mix import FACES, Asked, Face, Kind, Mix, kind_fields
+from bench.traffic.loops import closed_loop
+from bench.traffic.mix import ALL_FACES, FACES, Asked, Given, Mix
+from bench.traffic.points import Load, Point, failures, figures, measure_point
+from bench.traffic.spread import some
+from bench.traffic.telling import measures, plots
+from bench.traffic.trace import read_trace, size_of
+from bench.traffic.workload import Workload, read_workload, settings
 from server.errors import ServerError
+from server.repository import FACE, STREAM
 
-PROMPT = "a red circle on a blue background"
 WARM_UP_SEED = 1_000_003
-# By which the server's metrics lag behind.
-METRICS_SECONDS = 2.0
+CONCURRENCY = 16
+REQUESTS = 200
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """How a mix is sent.
-
-    Attributes:
-        concurrency: requests open at a time; not with a rate.
-        rate: a second, at random times.
-        count, seconds: where the load ends; at least one of them.
-        warm_up: requests that are sent before and not counted.
-        repeats: of each kind of request alone.
-        limit: seconds after which a request without an answer is lost.
-    """
-
-    concurrency: int | None = 16
-    rate: float | None = None
-    count: int | None = 200
-    seconds: float | None = None
-    warm_up: int = 16
-    repeats: int = 3
-    connections: int = 4
-    limit: float = 120.0
 
 
 def listed(convert: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
@@ -57,175 +43,222 @@ def listed(convert: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
     def values(text: str) -> tuple[Item, ...]:
         return tuple(convert(part.strip()) for part in text.split(","))
 
-    values.__name__ = f"list of {convert.__name__}"
+    values.__name__ = f"list of {getattr(convert, '__name__', 'values').strip('_')}"
     return values
+
+
+def ramp(text: str) -> tuple[float, float, float]:
+    """Of `from:to:seconds`."""
+    begin, end, seconds = (float(part) for part in text.split(":"))
+    return begin, end, seconds
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
+    parser.add_argument("--workload", type=Path, help="a YAML file, as in bench/workloads; options go before it")
     mix = parser.add_argument_group("requests", "where values are listed with commas, each is as likely")
-    mix.add_argument("--face", choices=(*FACES, "both"), default="unary", help="the unary model, the stream, or both")
-    mix.add_argument("--steps", type=listed(int), default=(20,), help="denoising steps, as 4,20,50")
-    mix.add_argument("--samplers", type=listed(str), default=("euler",), help="as euler,dpmpp_2m,ddim")
-    mix.add_argument("--guidance", type=listed(float), default=(7.5,), help="1 or less takes one row, more takes two")
-    mix.add_argument("--size", type=listed(int), default=(128,), help="sides of square pictures, in pixels")
-    mix.add_argument("--images", type=listed(int), default=(1,), help="of one request")
-    mix.add_argument("--format", type=listed(str), default=("png",), help="png, jpeg, webp, raw")
-    mix.add_argument("--clients", type=int, default=0, help="client ids that share the load; 0 sends none")
-    mix.add_argument("--cancel-share", type=float, default=0.0, help="of the requests, 0 to 1")
-    mix.add_argument("--cancel-within", type=float, default=1.0, help="seconds after sending in which those end")
-    mix.add_argument("--malformed-share", type=float, default=0.0, help="of the requests, 0 to 1")
-    mix.add_argument("--timeout-ms", type=int, default=0, help="that each request allows; 0 is for ever")
-    mix.add_argument("--preview-interval", type=int, default=0, help="steps between previews, on streams")
-    mix.add_argument("--seed", type=int, default=0, help="of requests and arrivals")
+    mix.add_argument("--face", choices=(*ALL_FACES, "both"), help="unary model, stream, both, or unary over HTTP")
+    mix.add_argument("--steps", type=listed(int), help="denoising steps, as 4,20,50 (20)")
+    mix.add_argument("--samplers", type=listed(str), help="as euler,dpmpp_2m,ddim (euler)")
+    mix.add_argument("--guidance", type=listed(float), help="1 or less takes one row, more takes two (7.5)")
+    mix.add_argument("--size", type=listed(size_of), help="of pictures: 128, or height x width as 128x192 (128)")
+    mix.add_argument("--images", type=listed(int), help="of one request (1)")
+    mix.add_argument("--format", type=listed(str), help="png, jpeg, webp, raw (png)")
+    mix.add_argument("--clients", type=int, help="client ids that share the load; 0 sends none (0)")
+    mix.add_argument("--cancel-share", type=float, help="of the requests, 0 to 1 (0)")
+    mix.add_argument("--cancel-within", type=float, help="seconds after sending in which those end (1)")
+    mix.add_argument("--malformed-share", type=float, help="of the requests, 0 to 1 (0)")
+    mix.add_argument("--timeout-ms", type=int, help="that each request allows; 0 is for ever (0)")
+    mix.add_argument("--preview-interval", type=int, help="steps between previews, on streams; 0 is none (0)")
+    mix.add_argument("--seed", type=int, help="of requests and arrivals (0)")
     load = parser.add_argument_group("load")
     how = load.add_mutually_exclusive_group()
-    how.add_argument("--concurrency", type=int, help="requests open at a time (16 unless there is a rate)")
-    how.add_argument("--rate", type=float, help="requests a second, at random times (Poisson)")
-    load.add_argument("--requests", type=int, help="how many (200 unless there is a duration)")
+    how.add_argument("--concurrency", type=listed(int), help=f"open at a time, as 1,2,4,8 ({CONCURRENCY})")
+    how.add_argument("--rate", type=listed(float), help="requests a second at random times (Poisson), as 2,4,6")
+    how.add_argument("--ramp", type=ramp, metavar="FROM:TO:SECONDS", help="from one rate to another")
+    how.add_argument("--trace", type=Path, help="a CSV file of recorded requests; see bench/traffic/trace.py")
+    load.add_argument("--cv", type=float, default=1.0, help="variation of the gaps of --rate; above 1 comes in bursts")
+    load.add_argument("--speed", type=float, default=1.0, help="how many times as quick a trace is played")
+    load.add_argument("--requests", type=int, help=f"of each point ({REQUESTS} unless there is a duration)")
     load.add_argument("--duration", type=float, help="seconds in which requests are sent")
-    load.add_argument("--warm-up", type=int, default=16, help="requests sent before, not counted")
-    load.add_argument("--repeats", type=int, default=3, help="of each kind alone, to learn its latency")
-    load.add_argument("--connections", type=int, default=4)
-    load.add_argument("--limit", type=float, default=120.0, help="seconds; later answers count as lost")
+    load.add_argument("--warm-up", type=int, help="requests sent before, not counted (16)")
+    load.add_argument("--repeats", type=int, help="of each kind alone, to learn its latency (3)")
+    load.add_argument("--connections", type=int, help="of gRPC (4)")
+    load.add_argument("--processes", type=int, help="that send (1)")
+    load.add_argument("--limit", type=float, help="seconds; later answers count as lost (120)")
+    load.add_argument("--slo-ms", type=float, help="count what is served within this too")
+    load.add_argument("--scrape-seconds", type=float, default=1.0, help="between readings of the server's metrics")
+
+
+# Of the options of a mix: its field, and how the option's value goes there.
+MIX_OPTIONS: Mapping[str, str] = {
+    "steps": "steps",
+    "samplers": "samplers",
+    "guidance": "guidance",
+    "size": "sizes",
+    "images": "images",
+    "format": "formats",
+    "clients": "clients",
+    "cancel_share": "cancel_share",
+    "cancel_within": "leave_within",
+    "malformed_share": "malformed_share",
+    "preview_interval": "preview_interval",
+    "seed": "seed",
+}
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Latencies by outcome, throughput, goodput, and what the server says of itself.
+    """Latencies by outcome, throughput, goodput, and what the server says of itself, for every point.
 
     Raises:
         ServerError: options that make no load, no server, or one that refuses a request of the mix alone.
     """
-    mix, load = mix_of(options), load_of(options)
+    workload = read_workload(options.workload) if options.workload else Workload()
+    mix, loads = mix_of(options, workload), loads_of(options, workload)
+    prepared = _chosen(options, workload, "warm_up", 16), _chosen(options, workload, "repeats", 3)
     with server_of(options) as address:
-        return asyncio.run(measured(address, mix, load))
+        return asyncio.run(measured(address, mix, loads, max(0, prepared[0]), max(1, prepared[1])))
 
 
-def mix_of(options: argparse.Namespace) -> Mix:
-    """The mix that the options describe.
+def _chosen(options: argparse.Namespace, workload: Workload, name: str, default: Any) -> Any:
+    given = getattr(options, name)
+    return workload.load.get(name, default) if given is None else given
+
+
+def mix_of(options: argparse.Namespace, workload: Workload | None = None) -> Mix:
+    """The mix that the options describe, and where they say nothing the workload.
 
     Raises:
         ServerError: shares that are none.
     """
-    shares = options.cancel_share, options.malformed_share
-    if min(shares) < 0 or sum(shares) > 1:
-        raise ServerError(f"--cancel-share and --malformed-share are {shares[0]} and {shares[1]}: give parts of 1")
-    return Mix(
-        steps=options.steps,
-        samplers=options.samplers,
-        guidance=options.guidance,
-        sizes=options.size,
-        images=options.images,
-        formats=options.format,
-        faces=FACES if options.face == "both" else (options.face,),
-        clients=options.clients,
-        cancel_share=options.cancel_share,
-        malformed_share=options.malformed_share,
-        leave_within=options.cancel_within,
-        timeouts_ms=(options.timeout_ms,),
-        preview_interval=options.preview_interval,
-        seed=options.seed,
-    )
+    found = dict(workload.mix if workload else {})
+    found |= {name: value for option, name in MIX_OPTIONS.items() if (value := getattr(options, option)) is not None}
+    if options.face is not None:
+        found["faces"] = FACES if options.face == "both" else (options.face,)
+    if options.timeout_ms is not None:
+        found["timeouts_ms"] = (options.timeout_ms,)
+    mix = Mix(**found)
+    if min(mix.cancel_share, mix.malformed_share) < 0 or mix.cancel_share + mix.malformed_share > 1:
+        raise ServerError(
+            f"--cancel-share and --malformed-share are {mix.cancel_share} and {mix.malformed_share}: give parts of 1"
+        )
+    return mix
 
 
-def load_of(options: argparse.Namespace) -> Load:
-    """The load that the options describe.
+def loads_of(options: argparse.Namespace, workload: Workload | None = None) -> list[Load]:
+    """The points that the options describe, and where they say nothing the workload.
 
     Raises:
         ServerError: a number that is too small.
     """
-    for name in ("concurrency", "rate", "requests", "duration", "connections", "limit"):
-        value = getattr(options, name)
-        if value is not None and value <= 0:
-            raise ServerError(f"--{name} is {value}: give a number above 0")
-    return Load(
-        concurrency=None if options.rate else options.concurrency or 16,
-        rate=options.rate,
-        count=options.requests or (None if options.duration else 200),
-        seconds=options.duration,
-        warm_up=max(0, options.warm_up),
-        repeats=max(1, options.repeats),
-        connections=options.connections,
-        limit=options.limit,
+    workload = workload or Workload()
+    _check_numbers(options)
+    arrivals, concurrency = _arrivals(options, workload), options.concurrency or ()
+    if not arrivals and not concurrency:
+        concurrency = workload.concurrency or (CONCURRENCY,)
+    seconds = _chosen(options, workload, "duration", None) if options.requests is None else options.duration
+    count = options.requests if options.duration is not None else _chosen(options, workload, "requests", None)
+    ended = any(arrival.given() or isinstance(arrival, Ramp) for arrival in arrivals)
+    base = Load(
+        concurrency=None,
+        count=count or (None if seconds or ended else REQUESTS),
+        seconds=seconds,
+        connections=_chosen(options, workload, "connections", 4),
+        processes=_chosen(options, workload, "processes", 1),
+        limit=_chosen(options, workload, "limit", 120.0),
+        slo_ms=_chosen(options, workload, "slo_ms", None),
+        reading=options.scrape_seconds,
     )
+    loads = [replace(base, arrivals=one) for one in arrivals]
+    return loads or [replace(base, concurrency=one) for one in concurrency]
 
 
-async def measured(address: Address, mix: Mix, load: Load) -> dict[str, Any]:
-    """Warm up, ask for each kind alone, then send the load."""
-    async with Connections(address.grpc, load.connections) as connections:
-
-        async def send(asked: Asked, intended: float) -> Outcome:
-            return await ask(connections, asked, intended, load.limit)
-
-        calm = replace(mix, cancel_share=0.0, malformed_share=0.0, timeouts_ms=(0,), seed=WARM_UP_SEED, name="warm-up")
-        await loops.closed_loop(calm.requests(load.warm_up), load.concurrency or 16, send)
-        alone = {kind: await latency_alone(connections, kind, mix.faces[0], load) for kind in mix.kinds}
-        before = await counted(address)
-        outcomes = await sent(mix, load, send)
-        after = await counted(address)
-    figures = report_of(outcomes, alone)
-    if before is not None and after is not None:
-        figures["server_counted"] = scrape.grown(before, after)
-    return {**figures, "settings": {"mix": asdict(mix), "load": asdict(load)}}
+def _check_numbers(options: argparse.Namespace) -> None:
+    positive = ("requests", "duration", "connections", "processes", "limit", "slo_ms", "scrape_seconds", "cv", "speed")
+    for name in (*positive, "concurrency", "rate"):
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else () if value is None else (value,):
+            if not 0 < one < float("inf"):
+                raise ServerError(f"--{name.replace('_', '-')} is {one}: give a number above 0")
+    for name in ("concurrency", "rate"):
+        if len(set(getattr(options, name) or ())) < len(getattr(options, name) or ()):
+            raise ServerError(f"--{name} has a value twice: give each point once")
 
 
-async def counted(address: Address) -> dict[str, float] | None:
-    """The server's metrics once they are up to date, where they can be read."""
-    if address.metrics is None:
-        return None
-    await asyncio.sleep(METRICS_SECONDS)
-    return scrape.read_metrics(address.metrics)
+def _arrivals(options: argparse.Namespace, workload: Workload) -> tuple[Arrivals, ...]:
+    if options.rate:
+        return tuple(Bursts(rate, options.cv) for rate in options.rate)
+    if options.ramp:
+        return (Ramp(*options.ramp),)
+    if options.trace:
+        return (read_trace(options.trace, options.speed),)
+    return () if options.concurrency else workload.arrivals
 
 
-async def latency_alone(connections: Connections, kind: Kind, face: Face, load: Load) -> float:
-    """Median seconds of a kind of request on a server that does nothing else.
+async def measured(address: Address, mix: Mix, loads: list[Load], warm_up: int, repeats: int) -> dict[str, Any]:
+    """Learn what each kind takes alone, after warming up, then send the loads one after another."""
+    given = next((load.arrivals.given() for load in loads if load.arrivals), ())
+    async with Connections(address.grpc, loads[0].connections, address.http) as connections:
+        await check(connections, mix)
+        alone = await _prepared(connections, mix, loads[0], warm_up, repeats, given)
+    points: list[Point] = []
+    for number, load in enumerate(loads):
+        # A request that was drawn at an earlier point may be answered from a cache, and its id may be open still.
+        own = replace(mix, name=f"{mix.name}-{number}", seed=mix.seed + number)
+        points.append(await measure_point(address, own, load))
+        if points[-1].reason:
+            break
+    return _result(points, alone, mix, loads)
 
-    Raises:
-        ServerError: it was not answered with images.
-    """
-    seconds = []
-    for number in range(load.repeats):
-        fields = {**kind_fields(kind), "prompt": PROMPT, "seed": number, "request_id": f"alone-{number}"}
-        outcome = await ask(connections, Asked(number, fields, kind, face), limit=load.limit)
-        if outcome.status != "ok":
-            raise ServerError(f"a request alone on the server ended as {outcome.status}: {outcome.message}")
-        seconds.append(outcome.seconds)
-    return statistics.median(seconds)
 
-
-async def sent(mix: Mix, load: Load, send: loops.Send) -> list[Outcome]:
-    """The outcomes of the whole load.
+async def check(connections: Connections, mix: Mix) -> None:
+    """Make sure that the server is one of ours.
 
     Raises:
-        ServerError: it has no request.
+        ServerError: what is wrong instead.
     """
-    if load.rate is None:
-        assert load.concurrency is not None
-        return await loops.closed_loop(mix.requests(load.count), load.concurrency, send, load.seconds)
-    times = loops.poisson_times(load.rate, mix.seed, count=load.count, seconds=load.seconds)
-    if not times:
-        raise ServerError(f"no request comes in {load.seconds} s at {load.rate} a second: give a longer --duration")
-    return await loops.open_loop(mix.requests(len(times)), times, send)
+    faces = set(some(mix.faces))
+    if "http" in faces:
+        await connections.http.check()
+    models = [model for face, model in (("unary", FACE), ("stream", STREAM)) if face in faces]
+    if models:
+        await connections[0].check(models)
 
 
-def report_of(outcomes: Sequence[Outcome], alone: dict[Kind, float]) -> dict[str, Any]:
-    """Every figure of a load."""
-    previews = [o.first_preview - o.intended for o in outcomes if o.first_preview is not None]
-    rows = mean_rows([o.timing for o in outcomes if o.timing])
-    steps = sorted({kind[0] for kind in alone})
+async def _prepared(
+    connections: Connections, mix: Mix, load: Load, warm_up: int, repeats: int, given: tuple[Given, ...]
+) -> Alone:
+    async def send(asked: Asked, intended: float) -> Outcome:
+        return await ask(connections, asked, intended, load.limit)
+
+    calm = replace(mix, cancel_share=0.0, malformed_share=0.0, timeouts_ms=(0,), seed=WARM_UP_SEED, name="warm-up")
+    await closed_loop(calm.requests(warm_up, given), load.concurrency or CONCURRENCY, send)
+    return await measure_alone(send, replace(calm, name="alone"), repeats, given)
+
+
+def _result(points: list[Point], alone: Alone, mix: Mix, loads: list[Load]) -> dict[str, Any]:
+    reports = [figures(point, alone) for point in points]
+    wrong = failures(points, reports)
+    for problem in dict.fromkeys(report["server_not_read"] for report in reports if "server_not_read" in report):
+        print(f"online: {problem}", file=sys.stderr)
+    single = reports[0] if len(loads) == 1 else {}
+    by_steps = alone_by_steps(alone)
     return {
-        "outcomes": dict(Counter(outcome.status for outcome in outcomes)),
-        "images_per_second": round(tally.images_per_second(outcomes), 3),
-        "goodput_images_per_second": tally.goodputs(outcomes, alone),
-        "latency_ms": tally.latencies(outcomes),
-        "latency_ms_by_steps": tally.by_steps(outcomes),
-        "alone_ms_by_steps": {
-            str(n): round(1e3 * statistics.mean(s for kind, s in alone.items() if kind[0] == n), 3) for n in steps
-        },
-        "mean_rows_per_unet_call": None if rows is None else round(rows, 3),
-        "first_preview_ms": milliseconds(previews),
-        "late_sending_ms": milliseconds([outcome.sent - outcome.intended for outcome in outcomes]),
-        "seconds": round(tally.span(outcomes), 3),
-        "failures_by_words": tally.messages(outcomes),
-        "unaccounted": tally.unaccounted([o.asked for o in outcomes], outcomes, bounded=True),
+        **single,
+        "points": reports,
+        "alone_ms_by_steps": by_steps,
+        "alone_ms": [{**kind._asdict(), "ms": round(1e3 * s, 3)} for kind, s in alone.measured.items()],
+        "partial": any(point.reason for point in points) or len(points) < len(loads),
+        "failures": wrong,
+        "settings": {"mix": settings(mix), "loads": [settings(load) | {"label": load.label} for load in loads]},
+        **told(measures(reports, by_steps), plots(points, reports)),
+    }
+
+
+def alone_by_steps(alone: Alone) -> dict[str, float]:
+    """Mean milliseconds of the kinds that were measured, by step count."""
+    steps = sorted({kind.steps for kind in alone.measured})
+    return {
+        str(n): round(1e3 * statistics.mean(s for kind, s in alone.measured.items() if kind.steps == n), 3)
+        for n in steps
     }

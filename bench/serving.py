@@ -21,6 +21,7 @@ from server.launch import TritonServer
 # Between measured points a step-time curve is linear, as these models of accelerators are.
 CURVE_ROWS = (2, 16)
 Curve = tuple[tuple[int, float], ...]
+USUAL_PORTS = {"http": "8000", "grpc": "8001", "metrics": "8002"}
 # Of a checkpoint: its name in the server, and its export folder.
 Named = tuple[str, Path]
 
@@ -45,18 +46,39 @@ def fake_config(model: Path, step_seconds: Curve, max_rows: int = 16, queue_limi
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Of a server: `host:port` of its gRPC, and the URL of its metrics where they can be read."""
+    """Of a server: `host:port` of its gRPC, and the URLs of its metrics and its HTTP, where these are known."""
 
     grpc: str
     metrics: str | None = None
+    http: str | None = None
+
+    @classmethod
+    def of(cls, grpc: str, metrics: str | None, http: str | None) -> Address:
+        """With what Triton's own ports say of what is not given."""
+        host, _, port = grpc.rpartition(":")
+        usual = host if port == USUAL_PORTS["grpc"] else None
+        return cls(
+            grpc,
+            metrics or (usual and f"http://{usual}:{USUAL_PORTS['metrics']}/metrics"),
+            http or (usual and f"http://{usual}:{USUAL_PORTS['http']}"),
+        )
 
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Where the server is that is measured, or what is started for the purpose."""
     group = parser.add_argument_group("server")
     group.add_argument("--url", help="host:port of a running server's gRPC; without it one is started")
-    group.add_argument("--metrics-url", help="of that server, as http://host:8002/metrics, to read before and after")
+    group.add_argument("--metrics-url", help="of that server; http://HOST:8002/metrics if its gRPC is at 8001")
+    group.add_argument("--http-url", help="of that server; http://HOST:8000 if its gRPC is at 8001")
     group.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
+    group.add_argument(
+        "--also",
+        type=named_folder,
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="a further checkpoint to serve",
+    )
     group.add_argument("--provider", default="auto", help="of the server that is started: auto, cpu, openvino, cuda")
     group.add_argument(
         "--fake",
@@ -80,14 +102,24 @@ def server_of(options: argparse.Namespace) -> Iterator[Address]:
     if options.url is not None:
         if options.fake is not None:
             raise ServerError("--fake starts a server and --url names one that runs: give one of them")
-        yield Address(options.url, options.metrics_url)
+        yield Address.of(options.url, options.metrics_url, options.http_url)
         return
     if options.fake is not None:
         config = fake_config(options.model, accelerator_curve(options.fake))
     else:
         config = ServerConfig(model=options.model.resolve(), provider=options.provider)
-    with started(replace(config, max_rows=options.max_rows, queue_limit=options.queue_limit), options.log) as server:
-        yield Address(server.grpc_url, server.metrics_url)
+    more = tuple((name, folder.resolve()) for name, folder in options.also)
+    config = replace(config, max_rows=options.max_rows, queue_limit=options.queue_limit, more=more)
+    with started(config, options.log) as server:
+        yield Address(server.grpc_url, server.metrics_url, server.http_url)
+
+
+def named_folder(text: str) -> Named:
+    """Of `name=folder`."""
+    name, separator, folder = text.partition("=")
+    if not (name and separator and folder):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=DIR, such as depth=out/depth")
+    return name, Path(folder)
 
 
 @contextlib.contextmanager

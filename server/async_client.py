@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+import struct
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import grpc  # type: ignore[import-untyped]
-import tritonclient.grpc.aio as aio
+import numpy as np
+from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from server.client import ERRORS, ERRORS_AS_DATA, KINDS, Result, input_tensors
-from server.errors import Overloaded, ServerError
+from server.client import ERRORS, ERRORS_AS_DATA, KINDS, Result, input_arrays, packed
+from server.errors import NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, Value
 from server.repository import FACE, STREAM
 
+# A request in the protocol's own form.
+Message: TypeAlias = Any
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
@@ -66,9 +70,12 @@ class AsyncClient:
     """
 
     def __init__(self, url: str = "127.0.0.1:8001", unary: str = FACE, *, batched: bool = False) -> None:
+        self.url = url
         self._unary = unary
         self._batched = batched
-        self._client = aio.InferenceServerClient(url, channel_args=CHANNEL)
+        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL)
+        # tritonclient's own asynchronous client builds each request as it sends it, which takes longer than sending.
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -78,14 +85,37 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Close the connection; open requests end as `Disconnected`, and the server cancels them."""
-        await self._client.close()
+        await self._channel.close()
 
     async def is_ready(self) -> bool:
         """Whether the server answers that all its models are ready."""
         try:
-            return bool(await self._client.is_server_ready())
-        except InferenceServerException:
+            return bool((await self._stub.ServerReady(service_pb2.ServerReadyRequest())).ready)
+        except grpc.RpcError:
             return False
+
+    async def check(self, models: Sequence[str] = (FACE, STREAM), seconds: float = 10.0) -> None:
+        """Make sure that a Triton answers, and that these models are ready.
+
+        Raises:
+            ServerError: what is wrong instead.
+        """
+        remedy = "give the host:port of a Triton's gRPC (8001 unless it was changed)"
+        try:
+            async with asyncio.timeout(seconds):
+                with _translating():
+                    await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest())
+                    asked = [service_pb2.ModelReadyRequest(name=model) for model in models]
+                    ready = [(await self._stub.ModelReady(one)).ready for one in asked]
+        except Disconnected:
+            raise
+        except (ServerError, TimeoutError) as error:
+            why = f"it does not answer in {seconds:g} s" if isinstance(error, TimeoutError | TimedOut) else error
+            raise ServerError(f"what is at {self.url} does not answer as a Triton: {why}; {remedy}") from None
+        if missing := [model for model, there in zip(models, ready, strict=True) if not there]:
+            raise NotFound(
+                f"the Triton at {self.url} has no model {' and '.join(missing)} that is ready; start one of ours"
+            )
 
     async def generate(self, **fields: Value) -> Result:
         """Ask the unary model; fields are those of `server.request.FIELDS`.
@@ -96,9 +126,19 @@ class AsyncClient:
             Overloaded: try again later.
             ServerError: anything else.
         """
-        answer = await self._infer(fields)
-        images, metadata = (answer.as_numpy(name).reshape(-1) for name in ("images", "metadata"))
-        return Result(list(images), json.loads(metadata[0]))
+        return await self.send(self.message(**fields))
+
+    def message(self, **fields: Value) -> Message:
+        """What `generate` sends, to be built ahead of `send`.
+
+        Raises:
+            InvalidRequest: a name that is no field, or a value that its type cannot hold.
+        """
+        return _message(self._unary, fields, batched=self._batched)
+
+    async def send(self, message: Message) -> Result:
+        """Send what was built; raises as `generate`."""
+        return _result(await self._infer(message))
 
     async def cancel(self, request_id: str) -> int:
         """Cancel the open requests of this id; returns how many.
@@ -106,8 +146,8 @@ class AsyncClient:
         Raises:
             NotFound: there is none.
         """
-        answer = await self._infer({CANCEL.name: request_id})
-        return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
+        answer = await self._infer(self.message(**{CANCEL.name: request_id}))
+        return int(_told(answer, "metadata").get("cancelled", 0))
 
     async def events(self, **fields: Value) -> AsyncGenerator[Event, None]:
         """Ask the streaming model; gives what it sends until it ends the stream.
@@ -117,22 +157,34 @@ class AsyncClient:
         Raises:
             as `generate`; a ServerError too when the stream ends without an answer, or goes on after it.
         """
+        async with contextlib.aclosing(self.stream(self.stream_message(**fields))) as events:
+            async for event in events:
+                yield event
 
-        async def asked() -> AsyncIterator[dict[str, Any]]:
-            yield {"model_name": STREAM, "inputs": tensors, "parameters": {ERRORS_AS_DATA: True}}
+    def stream_message(self, **fields: Value) -> Message:
+        """What `events` sends, to be built ahead of `stream`; raises as `message`."""
+        built = _message(STREAM, fields)
+        built.parameters[ERRORS_AS_DATA].bool_param = True
+        return built
 
-        tensors, answered = input_tensors(fields), False
-        failure: ServerError | None = None
-        answers = self._client.stream_infer(asked())
+    async def stream(self, message: Message) -> AsyncGenerator[Event, None]:
+        """As `events`, for what was built."""
+
+        async def asked() -> AsyncIterator[Message]:
+            yield message
+
+        answered, failure = False, None
+        answers = self._stub.ModelStreamInfer(asked())
         try:
             with _translating():
-                async for answer, error in answers:
-                    if error is not None:
-                        raise error
+                async for answer in answers:
+                    if answer.error_message:
+                        raise ServerError(answer.error_message)
                     if answered:
                         raise ServerError("the stream went on after its answer")
-                    failure = _failure(answer)
-                    event = None if failure else _event(answer)
+                    told = InferResult(answer.infer_response)
+                    failure = _failure(told)
+                    event = None if failure else _event(told)
                     answered = event is None or event.kind == "result"
                     if event is not None:
                         yield event
@@ -141,12 +193,17 @@ class AsyncClient:
         if not answered or failure is not None:
             raise failure or ServerError("the stream ended without an answer")
 
-    async def _infer(self, fields: Mapping[str, Value]) -> Any:
-        tensors = input_tensors(fields)
-        for tensor in tensors if self._batched else ():
-            tensor.set_shape([1, *tensor.shape()])
+    async def _infer(self, message: Message) -> InferResult:
         with _translating():
-            return await self._client.infer(self._unary, tensors)
+            return InferResult(await self._stub.ModelInfer(message))
+
+
+def _message(model: str, fields: Mapping[str, Value], *, batched: bool = False) -> Message:
+    message = service_pb2.ModelInferRequest(model_name=model)
+    for name, datatype, array in input_arrays(fields):
+        message.inputs.add(name=name, datatype=datatype, shape=[1, *array.shape] if batched else array.shape)
+        message.raw_input_contents.append(packed(array))
+    return message
 
 
 async def _ended(answers: Any, *, cancel: bool) -> None:
@@ -167,8 +224,8 @@ def _failure(answer: Any) -> ServerError | None:
     """The failure that a stream's message tells, if it does."""
     if all(tensor.name != "error" for tensor in answer.get_response().outputs):
         return None
-    told = json.loads(answer.as_numpy("error")[0])
-    failure = KINDS.get(told["code"], ServerError)(told["message"])
+    told = _told(answer, "error")
+    failure = KINDS.get(told.get("code", ""), ServerError)(str(told.get("message")))
     if isinstance(failure, Overloaded):
         failure.retry_after_ms = told.get("retry_after_ms")
     return failure
@@ -177,14 +234,51 @@ def _failure(answer: Any) -> ServerError | None:
 def _event(answer: Any) -> Event:
     outputs = {tensor.name for tensor in answer.get_response().outputs}
     if "metadata" in outputs:
-        images = list(answer.as_numpy("images")) if "images" in outputs else []
-        return Event("result", result=Result(images, json.loads(answer.as_numpy("metadata")[0])))
-    about = json.loads(answer.as_numpy("progress")[0])
+        return Event("result", result=_result(answer))
+    about = _told(answer, "progress")
     if "preview" in outputs:
-        return Event("preview", about, answer.as_numpy("preview")[0])
+        return Event("preview", about, _values(answer, "preview")[0])
     if "images" in outputs:
-        return Event("image", about, answer.as_numpy("images")[0])
+        return Event("image", about, _values(answer, "images")[0])
     return Event("progress", about)
+
+
+def _result(answer: Any) -> Result:
+    outputs = {tensor.name for tensor in answer.get_response().outputs}
+    return Result(_values(answer, "images") if "images" in outputs else [], _told(answer, "metadata"))
+
+
+def _values(answer: Any, name: str) -> list[bytes]:
+    """Those of an output that must be there.
+
+    Raises:
+        ServerError: another model than ours has answered.
+    """
+    try:
+        array = answer.as_numpy(name)
+    except (ValueError, TypeError, struct.error, InferenceServerException) as error:
+        raise _not_ours(name, error) from None
+    if array is None or array.size == 0 or array.dtype != np.object_:
+        raise _not_ours(name, "it is missing or empty, or not BYTES")
+    return [bytes(value) for value in array.reshape(-1)]
+
+
+def _told(answer: Any, name: str) -> dict[str, Any]:
+    """An output that is a JSON object; raises as `_values`."""
+    text = _values(answer, name)[0]
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise _not_ours(name, error) from None
+    if not isinstance(told, dict):
+        raise _not_ours(name, "it is no JSON object")
+    return told
+
+
+def _not_ours(name: str, why: object) -> ServerError:
+    return ServerError(
+        f"the answer is not what our models send ({name}: {why}); give the address of a server with {FACE} and {STREAM}"
+    )
 
 
 @contextlib.contextmanager

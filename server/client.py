@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import queue
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,14 +56,23 @@ class Result:
 
 
 def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
-    """Triton inputs for the fields of a request, of shape [1], or [n] for those that take many values.
+    """Triton inputs of gRPC for the fields of a request; see `input_arrays`."""
+    tensors = []
+    for name, datatype, array in input_arrays(fields):
+        tensor = grpc.InferInput(name, list(array.shape), datatype)
+        tensor.set_data_from_numpy(array)
+        tensors.append(tensor)
+    return tensors
+
+
+def input_arrays(fields: Mapping[str, Value]) -> Iterator[tuple[str, str, npt.NDArray[Any]]]:
+    """Name, Triton's type and values of the fields of a request, of shape [1], or [n] for those that take many values.
 
     Pictures are the bytes of a file, or arrays for the fields that take these.
 
     Raises:
         InvalidRequest: a name that is no field, or a value that its type cannot hold.
     """
-    tensors = []
     for name, value in fields.items():
         field = FIELD_BY_NAME.get(name, CANCEL)
         if field.name != name:
@@ -71,11 +81,7 @@ def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
             array = _array(field, value)
         except (OverflowError, ValueError, TypeError):
             raise InvalidRequest(f"{name} is {repr(value)[:80]}; send {field.allowed}") from None
-        datatype = "BYTES" if field.datatype == "STRING" else field.datatype
-        tensor = grpc.InferInput(name, list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    return tensors
+        yield name, "BYTES" if field.datatype == "STRING" else field.datatype, array
 
 
 def _array(field: Field, value: Value) -> npt.NDArray[Any]:
@@ -93,6 +99,13 @@ def _array(field: Field, value: Value) -> npt.NDArray[Any]:
         return array[..., None] if array.ndim == 2 and field.dims.count(",") == 2 else array
     data = value.encode() if isinstance(value, str) else value
     return np.array(data if field.many else [data], dtype=dtype).reshape(-1)
+
+
+def packed(array: npt.NDArray[Any]) -> bytes:
+    """Values as Triton has them in raw contents: numbers as they lie in memory, texts each after its length."""
+    if array.dtype != np.object_:
+        return array.tobytes()
+    return b"".join(struct.pack("<I", len(value)) + value for value in array.reshape(-1))
 
 
 class Client:

@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.reactions.kept import RATIO, REFUSAL, Kept
 from bench.serving import accelerator_curve, fake_config, mean_rows, started
 from bench.traffic import loops
+from bench.traffic.arrivals import poisson_times
 from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.latencies import milliseconds, percentile
-from bench.traffic.mix import FACES, Asked, Face, Mix
+from bench.traffic.mix import FACES, Asked, Face, Kind, Mix
 from server.errors import Cancelled, NotFound, ServerError
 from server.fields import Value
 
@@ -32,28 +34,28 @@ GUEST_STEPS, COMPANION_STEPS = 10, 50
 PROMPT = "a red circle on a blue background"
 
 
-def crowd(model: Path, accelerator: str, parts: Sequence[str], repeats: int, log: Path) -> dict[str, Any]:
+def crowd(model: Path, accelerator: str, parts: Sequence[str], repeats: int, log: Path, kept: Kept) -> dict[str, Any]:
     """Those of the parts `refusal`, `deadline` and `guest` that are asked for."""
     config = fake_config(model, accelerator_curve(accelerator), MAX_ROWS, QUEUE_LIMIT)
     with started(config, log) as server:
-        return asyncio.run(_parts(server.grpc_url, parts, repeats))
+        return asyncio.run(_parts(server.grpc_url, parts, repeats, kept))
 
 
-async def _parts(url: str, parts: Sequence[str], repeats: int) -> dict[str, Any]:
+async def _parts(url: str, parts: Sequence[str], repeats: int, kept: Kept) -> dict[str, Any]:
     found: dict[str, Any] = {}
     async with Connections(url) as connections:
         await loops.closed_loop(Mix(steps=(2,)).requests(16), 4, lambda asked, due: ask(connections, asked, due))
         if "refusal" in parts:
-            found["refusal"] = await refusals(connections, 5 * repeats)
+            found["refusal"] = await refusals(connections, 5 * repeats, kept)
         if "deadline" in parts:
-            found["deadline"] = await deadlines(connections, repeats)
+            found["deadline"] = await deadlines(connections, repeats, kept)
         if "guest" in parts:
-            found["guest"] = await guests(connections, repeats)
+            found["guest"] = await guests(connections, repeats, kept)
     return found
 
 
 def _asked(number: int, steps: int, face: Face = "unary", images: int = 1, **fields: Value) -> Asked:
-    kind = (steps, "euler", 7.5, 128, images)
+    kind = Kind(steps, "euler", 7.5, 128, 128, images)
     every: dict[str, Value] = {"prompt": PROMPT, "num_inference_steps": steps, "seed": number, "num_images": images}
     return Asked(number, {**every, "sampler": "euler", "request_id": f"crowd-{number}", **fields}, kind, face)
 
@@ -81,32 +83,41 @@ async def _busy(connections: Connections, requests: Sequence[Asked]) -> AsyncIte
         await asyncio.sleep(SETTLE_SECONDS)
 
 
-async def refusals(connections: Connections, count: int) -> dict[str, Any]:
+async def refusals(connections: Connections, count: int, kept: Kept) -> dict[str, Any]:
     """Milliseconds until a request is refused, and the share that is told when to try again."""
     half = [_asked(1, ENDLESS_STEPS, images=16, client_id="first", priority=10)]
     full = [*half, _asked(2, ENDLESS_STEPS, images=16, client_id="second", priority=10)]
     found = {}
     async with _busy(connections, full):
         await _until_refused(connections, "waiting or running")
-        found["full"] = await _flood(connections, count, 0)
+        found["full"] = await _flood(connections, count, 0, kept.setdefault(f"{REFUSAL}, full", {}))
     async with _busy(connections, half):
         await _until_refused(connections, "would be done in")
-        found["deadline_too_near_for_the_queue"] = await _flood(connections, count, PROBE_MS)
-    found["deadline_too_near_alone"] = await _flood(connections, count, 50)
+        taken = kept.setdefault(f"{REFUSAL}, deadline too near for the queue", {})
+        found["deadline_too_near_for_the_queue"] = await _flood(connections, count, PROBE_MS, taken)
+    taken = kept.setdefault(f"{REFUSAL}, deadline too near alone", {})
+    found["deadline_too_near_alone"] = await _flood(connections, count, 50, taken)
     return found
 
 
-async def _flood(connections: Connections, count: int, timeout_ms: int) -> dict[str, Any]:
+async def _flood(
+    connections: Connections, count: int, timeout_ms: int, taken: dict[str, list[float]]
+) -> dict[str, Any]:
     async def send(asked: Asked, intended: float) -> Outcome:
         return await ask(connections, asked, intended)
 
     found: dict[str, Any] = {}
     for face in FACES:
         requests = [_asked(10 + n, 50, face, client_id="late", timeout_ms=timeout_ms) for n in range(count)]
-        times = loops.poisson_times(FLOOD_RATE, 0, count=count)
-        found[f"{face}, 1 at a time"] = _refused(await loops.closed_loop(iter(requests), 1, send))
-        found[f"{face}, {FLOOD_RATE} a second"] = _refused(await loops.open_loop(requests, times, send))
-        found[f"{face}, {CROWD} at a time"] = _refused(await loops.closed_loop(iter(requests), CROWD, send))
+        times = poisson_times(FLOOD_RATE, 0, count=count)
+        floods = {
+            f"{face}, 1 at a time": await loops.closed_loop(iter(requests), 1, send),
+            f"{face}, {FLOOD_RATE} a second": await loops.open_loop(requests, times, send),
+            f"{face}, {CROWD} at a time": await loops.closed_loop(iter(requests), CROWD, send),
+        }
+        for name, outcomes in floods.items():
+            found[name] = _refused(outcomes)
+            taken[name] = [1e3 * outcome.seconds for outcome in outcomes]
     return found
 
 
@@ -137,7 +148,7 @@ def _refused(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {**milliseconds([o.seconds for o in outcomes]), "told_when_to_retry": told, "words": words}
 
 
-async def deadlines(connections: Connections, repeats: int) -> dict[str, Any]:
+async def deadlines(connections: Connections, repeats: int, kept: Kept) -> dict[str, Any]:
     """Milliseconds from the end of `timeout_ms` to the answer, of requests that were let in and then overtaken."""
     ended: dict[str, list[Outcome]] = {"running": [], "waiting": []}
     urgent = [_asked(n, COMPANION_STEPS, priority=10) for n in range(11, 19)]
@@ -154,10 +165,12 @@ async def deadlines(connections: Connections, repeats: int) -> dict[str, Any]:
             await asyncio.sleep(SETTLE_SECONDS / 2)
             async with _busy(connections, urgent):
                 ended["waiting"].append(await begun)
-    return {name: _lateness(outcomes) for name, outcomes in ended.items()}
+    late = {name: _lateness(outcomes) for name, outcomes in ended.items()}
+    kept["answer after the deadline"] = {name: [1e3 * one for one in seconds] for name, seconds in late.items()}
+    return {name: milliseconds(seconds) for name, seconds in late.items()}
 
 
-def _lateness(outcomes: Sequence[Outcome]) -> dict[str, float]:
+def _lateness(outcomes: Sequence[Outcome]) -> list[float]:
     """Of those that expired: on a busy machine the others may overtake too soon or too late.
 
     Raises:
@@ -167,10 +180,10 @@ def _lateness(outcomes: Sequence[Outcome]) -> dict[str, float]:
     if 2 * len(late) < len(outcomes):
         other = next(outcome for outcome in outcomes if outcome.status != "expired")
         raise ServerError(f"a request that was to expire ended as {other.status}: {other.message}")
-    return milliseconds(late)
+    return late
 
 
-async def guests(connections: Connections, repeats: int) -> dict[str, Any]:
+async def guests(connections: Connections, repeats: int, kept: Kept) -> dict[str, Any]:
     """A short job among long ones that fill every call: its time over its time alone."""
     alone = statistics.median([(await _answered(connections, n, GUEST_STEPS)).seconds for n in range(10)])
     stopping = asyncio.Event()
@@ -192,6 +205,7 @@ async def guests(connections: Connections, repeats: int) -> dict[str, Any]:
         stopping.set()
         await asyncio.wait(companions)
     ratios = [seconds / alone for seconds in times]
+    kept[f"guest's time {RATIO}"] = {"": ratios}
     return {
         "alone_ms": round(1e3 * alone, 3),
         "ratio": {

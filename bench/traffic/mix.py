@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
+from bench.traffic.spread import Between, Numbers, Spread, drawn, number
+from bench.traffic.tasks import Task, task_fields
 from server.fields import Value
 
-Face: TypeAlias = Literal["unary", "stream"]
+Face: TypeAlias = Literal["unary", "stream", "http"]
 # How a client ends its request: it waits for the answer, cancels the call, drops the connection, or cancels by id.
 Ending: TypeAlias = Literal["answer", "cancel", "close", "id"]
-# What must take as long alone: steps, sampler, guidance, side in pixels, images.
-Kind: TypeAlias = tuple[int, str, float, int, int]
-Item = TypeVar("Item")
+# A side of a square picture, or height and width, in pixels.
+Size: TypeAlias = int | tuple[int, int]
 
-FACES: tuple[Face, ...] = get_args(Face)
+
+class Kind(NamedTuple):
+    """What must take as long alone; of a range of guidance scales, the highest."""
+
+    steps: int
+    sampler: str
+    guidance: float
+    height: int
+    width: int
+    images: int
+    task: str = "txt2img"
+
+
+ALL_FACES: tuple[Face, ...] = get_args(Face)
+# Those of gRPC.
+FACES: tuple[Face, ...] = ("unary", "stream")
 LEAVING: tuple[Ending, ...] = ("cancel", "close", "id")
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SHAPES = ("circle", "square", "star", "ring", "heart", "triangle", "cross", "diamond")
@@ -54,99 +71,132 @@ class Asked:
 
     @property
     def images(self) -> int:
-        return self.kind[-1]
+        return self.kind.images
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a recorded request was like; None where that was not recorded, and is drawn."""
+
+    steps: int | None = None
+    size: Size | None = None
+    sampler: str | None = None
+    guidance: float | None = None
+    prompt: str | None = None
+    client_id: str | None = None
+
+
+NOTHING = Given()
 
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What requests of a load are like; each of several values is as likely as the others.
+    """What requests of a load are like; each of several values is as likely as the others, unless it has a weight.
 
     Attributes:
-        sizes: sides of square pictures, in pixels.
-        clients: how many client ids share the load; 0 sends none.
+        sizes: of pictures, in pixels.
+        prompt_words: of every prompt, most of them one token each; a short sentence when absent.
+        clients: how many client ids share the load, or their names; 0 sends none.
         cancel_share, malformed_share: parts of all requests, 0 to 1.
         endings: of those that are cancelled.
         leave_within: seconds after sending in which those end.
         name: begins every request's id, so that two loads on one server do not cancel each other's.
     """
 
-    steps: Sequence[int] = (20,)
-    samplers: Sequence[str] = ("euler",)
-    guidance: Sequence[float] = (7.5,)
-    sizes: Sequence[int] = (128,)
-    images: Sequence[int] = (1,)
-    formats: Sequence[str] = ("png",)
-    faces: Sequence[Face] = ("unary",)
-    clients: int = 0
+    steps: Numbers[int] = (20,)
+    samplers: Spread[str] = ("euler",)
+    guidance: Numbers[float] = (7.5,)
+    sizes: Spread[Size] = (128,)
+    images: Numbers[int] = (1,)
+    formats: Spread[str] = ("png",)
+    faces: Spread[Face] = ("unary",)
+    tasks: Spread[Task] = field(default_factory=lambda: (Task(),))
+    prompt_words: Numbers[int] | None = None
+    clients: int | Spread[str] = 0
     cancel_share: float = 0.0
     malformed_share: float = 0.0
-    endings: Sequence[Ending] = LEAVING
+    endings: Spread[Ending] = LEAVING
     leave_within: float = 1.0
-    timeouts_ms: Sequence[int] = (0,)
+    timeouts_ms: Numbers[int] = (0,)
+    priorities: Numbers[int] = (0,)
     preview_interval: int = 0
     seed: int = 0
     name: str = "load"
 
-    def asked(self, number: int) -> Asked:
-        """Request `number`, the same every time."""
-        draw = random.Random(f"{self.seed}/{number}")
-        steps, sampler = draw.choice(self.steps), draw.choice(self.samplers)
-        guidance, side, images = draw.choice(self.guidance), draw.choice(self.sizes), draw.choice(self.images)
-        kind = (steps, sampler, guidance, side, images)
-        face = draw.choice(self.faces)
-        fields = {**kind_fields(kind), "prompt": _prompt(draw), "seed": draw.randrange(2**32)}
-        fields |= {"output_format": draw.choice(self.formats), "request_id": f"{self.name}-{number}"}
-        fields |= {"client_id": f"client-{draw.randrange(self.clients)}"} if self.clients else {}
-        timeout_ms = draw.choice(self.timeouts_ms)
+    def asked(self, number_: int, given: Given = NOTHING) -> Asked:
+        """Request `number_`, the same every time."""
+        draw = random.Random(f"{self.seed}/{number_}")
+        task, kind, guidance = self._kind(draw, given)
+        face = drawn(self.faces, draw)
+        fields: dict[str, Value] = {**kind_fields(kind), "guidance_scale": guidance}
+        fields |= {"prompt": given.prompt or self._prompt(draw), "seed": draw.randrange(2**32)}
+        fields |= {"output_format": drawn(self.formats, draw), "request_id": f"{self.name}-{number_}"}
+        client = given.client_id or self._client(draw)
+        fields |= {"client_id": client} if client else {}
+        timeout_ms, priority = number(self.timeouts_ms, draw), number(self.priorities, draw)
         fields |= {"timeout_ms": timeout_ms} if timeout_ms else {}
+        fields |= {"priority": priority} if priority else {}
         fields |= {"preview_interval": self.preview_interval} if self.preview_interval and face == "stream" else {}
-        return self._with_manners(number, fields, kind, face, draw)
+        fields |= task_fields(task, kind.height, kind.width, draw)
+        return self._with_manners(Asked(number_, fields, kind, face), draw)
 
-    def _with_manners(
-        self, number: int, fields: Mapping[str, Value], kind: Kind, face: Face, draw: random.Random
-    ) -> Asked:
+    def _kind(self, draw: random.Random, given: Given) -> tuple[Task, Kind, float]:
+        steps, sampler = number(self.steps, draw), drawn(self.samplers, draw)
+        guidance, size, images = number(self.guidance, draw), drawn(self.sizes, draw), number(self.images, draw)
+        task = drawn(self.tasks, draw)
+        steps, sampler = given.steps or steps, given.sampler or sampler
+        guidance, size = guidance if given.guidance is None else given.guidance, given.size or size
+        alike = self.guidance.high if isinstance(self.guidance, Between) and guidance > 1 else guidance
+        return task, Kind(steps, sampler, alike, *sides(size), images, task.label), guidance
+
+    def _prompt(self, draw: random.Random) -> str:
+        """One of 448 where no length is asked for, so that some have been encoded before and some have not."""
+        if self.prompt_words is None:
+            return _sentence(draw)
+        words: list[str] = []
+        wanted = number(self.prompt_words, draw)
+        while len(words) < wanted:
+            words += [*(["and"] if words else []), *_sentence(draw).split()]
+        return " ".join(words[:wanted])
+
+    def _client(self, draw: random.Random) -> str:
+        if isinstance(self.clients, int):
+            return f"client-{draw.randrange(self.clients)}" if self.clients else ""
+        return drawn(self.clients, draw)
+
+    def _with_manners(self, asked: Asked, draw: random.Random) -> Asked:
         manner = draw.random()
         if manner < self.malformed_share:
-            spoilt = {**fields, **draw.choice(MALFORMED)}
-            return Asked(number, {name: v for name, v in spoilt.items() if v is not None}, kind, face, malformed=True)
+            spoilt = {**asked.fields, **draw.choice(MALFORMED)}
+            return replace(asked, fields={name: v for name, v in spoilt.items() if v is not None}, malformed=True)
         if manner < self.malformed_share + self.cancel_share:
-            return Asked(number, fields, kind, face, draw.choice(self.endings), draw.uniform(0, self.leave_within))
-        return Asked(number, fields, kind, face)
+            leaves_after = draw.uniform(0, self.leave_within)
+            return replace(asked, ending=drawn(self.endings, draw), leaves_after=leaves_after)
+        return asked
 
-    def requests(self, count: int | None = None) -> Iterator[Asked]:
-        """The first `count` of them, or all without end."""
-        number = 0
-        while count is None or number < count:
-            yield self.asked(number)
-            number += 1
-
-    @property
-    def kinds(self) -> list[Kind]:
-        """All that requests may be of."""
-        return [
-            (steps, sampler, guidance, side, images)
-            for steps in self.steps
-            for sampler in self.samplers
-            for guidance in self.guidance
-            for side in self.sizes
-            for images in self.images
-        ]
+    def requests(self, count: int | None = None, given: Sequence[Given] = ()) -> Iterator[Asked]:
+        """The first `count` of them, or all without end; the first ones as they are given."""
+        for number_ in itertools.count() if count is None else range(count):
+            yield self.asked(number_, given[number_] if number_ < len(given) else NOTHING)
 
 
 def kind_fields(kind: Kind) -> dict[str, Value]:
     """As fields of a request."""
-    steps, sampler, guidance, side, images = kind
     return {
-        "num_inference_steps": steps,
-        "sampler": sampler,
-        "guidance_scale": guidance,
-        "height": side,
-        "width": side,
-        "num_images": images,
+        "num_inference_steps": kind.steps,
+        "sampler": kind.sampler,
+        "guidance_scale": kind.guidance,
+        "height": kind.height,
+        "width": kind.width,
+        "num_images": kind.images,
     }
 
 
-def _prompt(draw: random.Random) -> str:
-    """One of 448, so that some have been encoded before and some have not."""
+def sides(size: Size) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def _sentence(draw: random.Random) -> str:
     one, other = draw.sample(COLOURS, 2)
     return f"a {one} {draw.choice(SHAPES)} on a {other} background"

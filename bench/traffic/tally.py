@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
 
 from bench.traffic.asking import Outcome, Status
 from bench.traffic.latencies import milliseconds
-from bench.traffic.mix import Asked, Kind
+from bench.traffic.mix import Asked
 
+# Seconds of a request.
+Limit: TypeAlias = Callable[[Asked], float]
 # A request is served in time when it ends within so many times its latency alone.
-STRETCHES = (1.5, 2.0, 3.0, 5.0)
+STRETCHES = (1.5, 2.0, 3.0, 4.0, 5.0)
 
 
 def span(outcomes: Sequence[Outcome]) -> float:
@@ -27,16 +30,20 @@ def latencies(outcomes: Iterable[Outcome]) -> dict[str, dict[str, float]]:
     return {status: milliseconds(seconds) for status, seconds in sorted(found.items())}
 
 
-def goodput(outcomes: Sequence[Outcome], alone: Mapping[Kind, float], stretch: float) -> float:
-    """Images a second of requests that were answered within `stretch` times the latency of their kind alone."""
+def goodput(outcomes: Sequence[Outcome], limit: Limit) -> float:
+    """Images a second of requests that were answered within the seconds that they may take."""
     seconds = span(outcomes)
-    served = sum(o.asked.images for o in outcomes if o.status == "ok" and o.seconds <= stretch * alone[o.asked.kind])
+    served = sum(o.asked.images for o in outcomes if o.status == "ok" and o.seconds <= limit(o.asked))
     return served / seconds if seconds else 0.0
 
 
-def goodputs(outcomes: Sequence[Outcome], alone: Mapping[Kind, float]) -> dict[str, float]:
-    """By stretch."""
-    return {f"{stretch:g}x": round(goodput(outcomes, alone, stretch), 3) for stretch in STRETCHES}
+def goodputs(outcomes: Sequence[Outcome], alone: Limit) -> dict[str, float]:
+    """By how many times its seconds alone a request may take."""
+
+    def stretched(stretch: float) -> Limit:
+        return lambda asked: stretch * alone(asked)
+
+    return {f"{stretch:g}x": round(goodput(outcomes, stretched(stretch)), 3) for stretch in STRETCHES}
 
 
 def images_per_second(outcomes: Sequence[Outcome]) -> float:
@@ -44,13 +51,34 @@ def images_per_second(outcomes: Sequence[Outcome]) -> float:
     return sum(o.asked.images for o in outcomes if o.status == "ok") / seconds if seconds else 0.0
 
 
+def requests_per_second(outcomes: Sequence[Outcome]) -> float:
+    """That got their images."""
+    seconds = span(outcomes)
+    return sum(o.status == "ok" for o in outcomes) / seconds if seconds else 0.0
+
+
 def by_steps(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
     """Latencies in milliseconds of the requests that got their images, by step count."""
-    found: dict[int, list[float]] = {}
+    return _by(outcomes, lambda asked: asked.kind.steps)
+
+
+def by_task(outcomes: Sequence[Outcome]) -> dict[str, dict[str, float]]:
+    """The same by task."""
+    return _by(outcomes, lambda asked: asked.kind.task)
+
+
+def _by(outcomes: Sequence[Outcome], name: Callable[[Asked], Any]) -> dict[str, dict[str, float]]:
+    found: dict[Any, list[float]] = {}
     for outcome in outcomes:
         if outcome.status == "ok":
-            found.setdefault(outcome.asked.kind[0], []).append(outcome.seconds)
-    return {str(steps): milliseconds(seconds) for steps, seconds in sorted(found.items())}
+            found.setdefault(name(outcome.asked), []).append(outcome.seconds)
+    return {str(one): milliseconds(seconds) for one, seconds in sorted(found.items())}
+
+
+def open_at_most(outcomes: Sequence[Outcome]) -> int:
+    """Requests that were sent and not ended at the same time."""
+    changes = sorted([(o.sent, 1) for o in outcomes] + [(o.ended, -1) for o in outcomes])
+    return max(itertools.accumulate(change for _, change in changes), default=0)
 
 
 def messages(outcomes: Iterable[Outcome], kept: int = 3) -> dict[str, Any]:

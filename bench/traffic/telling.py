@@ -1,0 +1,93 @@
+"""A sweep in the words of every measurement: measures for each point, curves over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench.reporting.measures import Better, Measure, Plot, distribution
+from bench.traffic.points import Point
+from bench.traffic.tally import STRETCHES
+
+PERCENTILES = ("p50", "p90", "p95", "p99", "max")
+# Statuses of requests that nobody was to be blamed for.
+FINE = ("ok", "left", "cancelled")
+Report = Mapping[str, Any]
+Line = list[tuple[float, float]]
+
+
+def measures(reports: Sequence[Report], alone_ms: Mapping[str, float]) -> list[Measure]:
+    """Of every point."""
+    found = [Measure(f"latency alone, {steps} steps", ms, "ms", "lower") for steps, ms in alone_ms.items()]
+    for report in reports:
+        found += _of_point(report, f"at {report['load']}")
+    return found
+
+
+def _of_point(report: Report, at: str) -> list[Measure]:
+    served, previews = report["latency_ms"].get("ok", {}), report["first_preview_ms"]
+    found = [
+        Measure(f"throughput {at}", report["images_per_second"], "images/s", "higher"),
+        *_latencies(f"latency {{}} {at}", served, PERCENTILES, "lower"),
+        *_latencies(f"first preview {{}} {at}", previews, ("p50", "p99"), "lower"),
+        *(
+            Measure(f"goodput at {stretch} {at}", value, "images/s", "higher")
+            for stretch, value in report["goodput_images_per_second"].items()
+        ),
+    ]
+    if slo := report.get("slo"):
+        found.append(Measure(f"goodput in {slo['ms']:g} ms {at}", slo["images_per_second"], "images/s", "higher"))
+        found.append(Measure(f"share in {slo['ms']:g} ms {at}", slo["share"], "", "higher"))
+    if (rows := report["mean_rows_per_unet_call"]) is not None:
+        found.append(Measure(f"rows per UNet call {at}", rows, "rows"))
+    total = max(1, sum(report["outcomes"].values()))
+    refused = sum(report["outcomes"].get(status, 0) for status in ("refused", "expired"))
+    wrong = sum(n for status, n in report["outcomes"].items() if status not in (*FINE, "refused", "expired", "invalid"))
+    found.append(Measure(f"refused or expired {at}", round(refused / total, 5), "of requests", "lower"))
+    found.append(Measure(f"failed {at}", round(wrong / total, 5), "of requests", "lower"))
+    return [*found, *_latencies(f"sent late {{}} {at}", report["late_sending_ms"], ("p50", "p99"), None)]
+
+
+def _latencies(name: str, figures: Mapping[str, float], wanted: Sequence[str], better: Better | None) -> list[Measure]:
+    return [Measure(name.format(one), figures[one], "ms", better) for one in wanted if one in figures]
+
+
+def plots(points: Sequence[Point], reports: Sequence[Report]) -> list[Plot]:
+    """Curves over the points of a sweep, and what happened at each."""
+    found = _curves(points, reports) if len(reports) > 1 else []
+    latencies = {
+        point.label: distribution([1e3 * o.seconds for o in point.outcomes if o.status == "ok"]) for point in points
+    }
+    found.append(Plot("Latency of requests that got their images", "histogram", "ms", "requests", latencies))
+    for point in points:
+        served = [o for o in point.outcomes if o.status == "ok"]
+        ended = sorted(
+            ((o.ended - point.begun, o) for o in served if o.timing.get("unet_calls")), key=lambda pair: pair[0]
+        )
+        rows = [(round(at, 3), o.timing["unet_rows"] / o.timing["unet_calls"]) for at, o in ended]
+        late = [(round(o.intended - point.begun, 3), round(1e3 * o.seconds, 3)) for o in served]
+        name = f"Mean rows of the calls of each request at {point.label}"
+        found.append(Plot(name, "timeline", "seconds until its answer", "rows", {"rows": rows}))
+        lines = {"latency": late}
+        found.append(Plot(f"Latency over time at {point.label}", "timeline", "seconds when due", "ms", lines))
+        found += point.watched.plots(point.label, point.begun)
+    return found
+
+
+def _curves(points: Sequence[Point], reports: Sequence[Report]) -> list[Plot]:
+    served = [report for report in reports if "p50" in report["latency_ms"].get("ok", {})]
+    latency: dict[str, Line] = {
+        one: [(report["images_per_second"], report["latency_ms"]["ok"][one]) for report in served]
+        for one in ("p50", "p90", "p99")
+    }
+    goodput: dict[str, Line] = {"all": [(report["offered"], report["images_per_second"]) for report in reports]}
+    for stretch in STRETCHES:
+        name = f"{stretch:g}x"
+        goodput[f"within {name}"] = [
+            (report["offered"], report["goodput_images_per_second"][name]) for report in reports
+        ]
+    offered = "requests/s" if points[0].load.arrivals else "requests at a time"
+    return [
+        Plot("Latency over throughput", "curve", "images/s", "ms", latency),
+        Plot("Goodput over load", "curve", offered, "images/s", goodput),
+    ]
