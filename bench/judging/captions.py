@@ -16,8 +16,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 COLUMN = "caption"
 
 
-def read_captions(path: Path) -> list[str]:
+def read_captions(path: Path, option: str = "--captions") -> list[str]:
     """One a line; of a `.tsv` file the column `caption`, as MLPerf's COCO list has it.
+
+    Args:
+        option: by which it was given.
 
     Raises:
         ServerError: there is no such file, or no caption in it.
@@ -25,18 +28,16 @@ def read_captions(path: Path) -> list[str]:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ServerError(
-            f"--captions {path} cannot be read ({error}); give a text file, one caption a line"
-        ) from error
+        raise ServerError(f"{option} {path} cannot be read ({error}); give a text file, one caption a line") from error
     lines = text.splitlines()
     if path.suffix == ".tsv":
         rows = list(csv.DictReader(lines, delimiter="\t"))
         if rows and COLUMN not in rows[0]:
-            raise ServerError(f"--captions {path} has the columns {', '.join(rows[0])} and not {COLUMN}; name one so")
+            raise ServerError(f"{option} {path} has the columns {', '.join(rows[0])} and not {COLUMN}; name one so")
         lines = [row[COLUMN] or "" for row in rows]
     captions = [line.strip() for line in lines if line.strip()]
     if not captions:
-        raise ServerError(f"--captions {path} has no captions; write one a line")
+        raise ServerError(f"{option} {path} has no captions; write one a line")
     return captions
 
 

@@ -16,20 +16,24 @@ from bench.loadgen.answering import Answering, picture_of
 from bench.loadgen.prompts import write_captions
 from bench.reporting.measures import Measure, told
 
-HINT = "score the pictures against their captions: FID and CLIP score by `python -m bench quality`"
+HINT = (
+    "no judge knows these captions; `python -m bench quality --captions FILE --real DIR --clip NAME` draws them again "
+    "and gives their FID and CLIP score"
+)
 
 
 def told_of(answering: Answering, prompts: Sequence[str], folder: Path) -> dict[str, Any]:
     """Where the images are, and the judge's scores where it knows all the captions."""
-    captions = write_captions(folder, prompts)
+    captions, failures = write_captions(folder, prompts), answering.failures()
     scores = judged(prompts, {one.prompt for one in answering.answered if not one.failure}, folder / "images")
+    measures = [Measure(f"accuracy {aspect}", value, "", "higher") for aspect, value in scores.items()]
     return {
         "queries": answering.counts(),
-        "failures": answering.failures(),
+        "failures": failures,
         "images": str(folder / "images"),
         "captions": str(captions),
         "score": scores or HINT,
-        **told([Measure(f"accuracy {aspect}", value, "", "higher") for aspect, value in scores.items()]),
+        **told([] if failures else measures),
     }
 
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.loadgen.process import LoadGen, Play, Sample
 from server.async_client import AsyncClient, Disconnected
@@ -115,7 +116,11 @@ class Answering:
                 await self.ask(prompt)
 
         begun = time.monotonic()
-        await asyncio.gather(*(one(prompt) for prompt in prompts))
+        tasks = [asyncio.create_task(one(prompt)) for prompt in prompts]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            await _ended(tasks)
         return time.monotonic() - begun
 
     async def play(self, play: Play) -> None:
@@ -137,9 +142,7 @@ class Answering:
             answering, stopping = asyncio.create_task(answer_all()), asyncio.create_task(self._stop.wait())
             await asyncio.wait({answering, stopping}, return_when=asyncio.FIRST_COMPLETED)
             rest = [stopping, *tasks] if answering.done() else [answering, stopping, *tasks]
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
+            await _ended(rest)
         if answering.done() and not answering.cancelled():
             answering.result()
 
@@ -181,3 +184,10 @@ class Answering:
         if self._pictures is not None:
             picture_of(self._pictures, prompt).write_bytes(result.images[0])
         return hashlib.sha256(result.images[0]).digest()
+
+
+async def _ended(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    """Cancel what still runs, and wait until it has ended."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -11,10 +11,9 @@ import numpy as np
 from bench.loadgen.answering import Answered, Answering
 from bench.loadgen.rules import Scenario
 from bench.loadgen.summary import Summary, read_summary
-from bench.reporting.measures import Measure, Plot, told
+from bench.reporting.measures import Measure, Plot, distribution, told
 from bench.traffic.latencies import milliseconds
 
-BINS = 40
 PERCENTILES = ("p50", "p90", "p99")
 
 
@@ -57,8 +56,7 @@ def plots(answered: Sequence[Answered]) -> list[Plot]:
     """Latencies as a histogram, and the queries open over time."""
     if not answered:
         return []
-    heights, edges = np.histogram([1e3 * (one.ended - one.issued) for one in answered], BINS)
-    bars = [(float(edge), float(height)) for edge, height in zip(edges, heights, strict=False)]
+    bars = distribution([1e3 * (one.ended - one.issued) for one in answered])
     return [
         Plot("Latency of LoadGen's queries", "histogram", "latency (ms)", "queries", {"queries": bars}),
         Plot("LoadGen's open queries", "timeline", "time (s)", "queries", {"open": open_queries(answered)}),

@@ -93,11 +93,6 @@ def test_the_judge_scores_held_out_captions_only(tmp_path: Path) -> None:
     assert accuracy.judged([prompt, "a red cat"], {0, 1}, tmp_path) == {}
 
 
-def test_no_server_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["mlperf", "--scenario", "Offline", "--url", "127.0.0.1:1", "--folder", str(tmp_path)]) == 1
-    assert "is the server running" in capsys.readouterr().err
-
-
 @pytest.mark.triton
 def test_a_short_run_and_one_that_outlives_its_server(fake_export: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
@@ -130,3 +125,11 @@ def test_a_short_run_and_one_that_outlives_its_server(fake_export: Path, tmp_pat
     assert (code, broken["partial"], broken["valid"], broken["measures"]) == (1, True, False, {})
     assert broken["queries"]["answered"] > 5
     assert "is gone" in broken["failures"][0]
+
+
+def test_no_server_is_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert (
+        main(["mlperf", "--scenario", "Offline", "--url", "127.0.0.1:1", "--warm-up", "1", "--folder", str(tmp_path)])
+        == 1
+    )
+    assert "is the server running" in capsys.readouterr().err
