@@ -85,25 +85,21 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_export(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_export(tiny_checkpoint: Path) -> Path:
     """The tiny checkpoint exported for 64x64 and 128x128; tests that change it take a copy."""
-    from export.checkpoint import Checkpoint
-    from export.export import Options, export_checkpoint
+    from export.export import Options
+    from tests.exports import export_once
 
-    folder = tmp_path_factory.mktemp("tiny_export")
-    export_checkpoint(Checkpoint.open(str(tiny_checkpoint)), folder, Options([(64, 64), (128, 128)]))
-    return folder
+    return export_once(tiny_checkpoint, ROOT / "out" / "tests" / "tiny", Options([(64, 64), (128, 128)]))
 
 
 @pytest.fixture(scope="session")
 def embedded_export() -> Path:
     """The checkpoint that ships with the project, exported where `make demo` has it, unless it is up to date."""
-    from export.checkpoint import Checkpoint
-    from export.export import Options, export_checkpoint
+    from export.export import Options
+    from tests.exports import export_once
 
-    folder = ROOT / "out" / "export"
-    export_checkpoint(Checkpoint.open(str(EMBEDDED)), folder, Options([(128, 128), (192, 192)]))
-    return folder
+    return export_once(EMBEDDED, ROOT / "out" / "export", Options([(128, 128), (192, 192)]))
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from export.checkpoint import Checkpoint
-from export.export import Options, export_checkpoint
+from export.export import Options
+from tests.exports import export_once
 
 WIDTH = 32
 LEVELS: dict[str, Any] = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear"}
@@ -28,8 +28,7 @@ def random_upscaler(root: Path, sizes: Sequence[tuple[int, int]]) -> tuple[Path,
         except OSError:  # another process was first
             shutil.rmtree(unfinished)
     checkpoint = folder / "checkpoint"
-    export_checkpoint(Checkpoint.open(str(checkpoint)), folder / "export", Options(list(sizes)))
-    return checkpoint, folder / "export"
+    return checkpoint, export_once(checkpoint, folder / "export", Options(list(sizes)))
 
 
 def _write(folder: Path) -> None:

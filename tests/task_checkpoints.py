@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from engines.component import PIPELINE_FILE, PipelineSpec
-from export.checkpoint import Checkpoint
-from export.export import Options, export_checkpoint
+from export.export import Options
+from tests.exports import export_once
 from tests.random_upscaler import random_upscaler
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "export" / "embedded" / "checkpoint"
@@ -40,7 +40,7 @@ def export_variant(task: str, root: Path, embedded: Path, made: Path) -> tuple[P
         checkpoint, folder = random_upscaler(root / "tests", SIZES[task])
     else:
         sides = [(side, side) for side in EXPORTED[task]]
-        export_checkpoint(Checkpoint.open(str(checkpoint)), folder, Options(sides, reuse=(embedded,)))
+        export_once(checkpoint, folder, Options(sides, reuse=(embedded,)))
     return checkpoint, sized(folder, SIZES[task], made)
 
 
