@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bench.reactions.crowd import CROWD, crowd
+from bench.reactions.kept import Kept, histograms, medians
 from bench.reactions.leaving import leaving
 from bench.reactions.overhead import overhead
+from bench.reporting.measures import Measure, told
 from bench.simulated.accelerator import ACCELERATORS
 from server.errors import ServerError
 
@@ -45,15 +47,25 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         raise ServerError(f"--parts has {', '.join(unknown)}: give some of {', '.join(PARTS)}")
     if options.repeats < 1:
         raise ServerError(f"--repeats is {options.repeats}: give at least 1")
+    kept: Kept = {}
     found: dict[str, Any] = {"load_before": round(os.getloadavg()[0], 2)}
     if "overhead" in parts:
-        found["overhead"] = overhead(options.model, options.repeats, options.log)
+        found["overhead"] = overhead(options.model, options.repeats, options.log, kept)
     if "cancel" in parts:
-        found["cancel"] = leaving(options.model, options.accelerator, options.repeats, options.log)
+        found["cancel"] = leaving(options.model, options.accelerator, options.repeats, options.log, kept)
     if rest := [part for part in parts if part not in ("overhead", "cancel")]:
-        found |= crowd(options.model, options.accelerator, rest, options.repeats, options.log)
+        found |= crowd(options.model, options.accelerator, rest, options.repeats, options.log, kept)
     settings = {"repeats": options.repeats, "accelerator": options.accelerator}
-    return {"targets": targets(found), **found, "settings": settings}
+    against = targets(found)
+    measures = {measure.name: measure for measure in (*_measures(against), *medians(kept))}
+    return {"targets": against, **found, **told([*measures.values()], histograms(kept)), "settings": settings}
+
+
+def _measures(against: Mapping[str, Mapping[str, Any]]) -> Iterator[Measure]:
+    """What is compared with targets, their unit apart from their name."""
+    for name, figure in against.items():
+        bare = name.removesuffix(" ms")
+        yield Measure(bare, figure["value"], "" if bare == name else "ms", "lower")
 
 
 def targets(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bench.reactions.kept import Kept
 from bench.serving import accelerator_curve, fake_config, started
 from bench.traffic.latencies import milliseconds
 from server.async_client import AsyncClient
@@ -26,15 +27,19 @@ PROMPT = "a red circle on a blue background"
 Leave: TypeAlias = Callable[[asyncio.Task[None], str], Awaitable[object]]
 
 
-def leaving(model: Path, accelerator: str, repeats: int, log: Path) -> dict[str, Any]:
+def leaving(model: Path, accelerator: str, repeats: int, log: Path, kept: Kept) -> dict[str, Any]:
     """Milliseconds from the moment a client leaves until the rows work for who waited, by the way it leaves."""
     curve = accelerator_curve(accelerator)
     with started(fake_config(model, curve, max_rows=MAX_ROWS), log) as server:
         found = asyncio.run(_all(server.grpc_url, repeats, dict(curve)[MAX_ROWS]))
-    return {"step_ms": round(1e3 * dict(curve)[MAX_ROWS], 3), "freed_ms": found}
+    kept["rows freed after leaving"] = {way: [1e3 * one for one in seconds] for way, seconds in found.items()}
+    return {
+        "step_ms": round(1e3 * dict(curve)[MAX_ROWS], 3),
+        "freed_ms": {way: milliseconds(seconds) for way, seconds in found.items()},
+    }
 
 
-async def _all(url: str, repeats: int, step_seconds: float) -> dict[str, Any]:
+async def _all(url: str, repeats: int, step_seconds: float) -> dict[str, list[float]]:
     draw = random.Random(0)
     async with AsyncClient(url) as runner, AsyncClient(url) as other:
 
@@ -63,7 +68,7 @@ async def _all(url: str, repeats: int, step_seconds: float) -> dict[str, Any]:
                 name = f"{way}-{turn}"
                 phase = draw.uniform(0, step_seconds)
                 seconds[way].append(await _freed(send, leave, other, name, phase))
-    return {way: milliseconds(values) for way, values in seconds.items()}
+    return seconds
 
 
 async def _freed(

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from bench.reactions.kept import Kept
 from bench.serving import fake_config, started
 from bench.traffic.latencies import milliseconds, percentile
 from server.async_client import AsyncClient
@@ -111,7 +112,7 @@ class Streaming:
         return answered
 
 
-def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
+def overhead(model: Path, repeats: int, log: Path, kept: Kept) -> dict[str, Any]:
     """Latency in process, of the unary model and of the stream, asked in turn; milliseconds.
 
     Calls of the UNet take next to no time, so that what is left is the host's. A ping is the least that anything asked
@@ -132,6 +133,8 @@ def overhead(model: Path, repeats: int, log: Path) -> dict[str, Any]:
         }
         seconds = in_turn(ways, repeats)
     pooled = {way: [s for steps in STEPS for s in seconds[way][steps]] for way in ways}
+    kept["latency"] = {way: [1e3 * s for s in values] for way, values in pooled.items()}
+    kept["added latency"] = {way: pairs_ms(pooled[way], pooled["in_process"]) for way in ("unary", "stream")}
     return {
         "added_ms": {way: added(pooled[way], pooled["in_process"]) for way in ("unary", "stream")},
         "latency_ms": {way: milliseconds(values) for way, values in pooled.items()},
@@ -159,6 +162,11 @@ def in_turn(ways: Mapping[str, Way], repeats: int) -> dict[str, dict[int, list[f
 
 def added(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
     """By how much percentiles differ, and the median difference of requests asked one after the other."""
-    pairs = statistics.median(one - other for one, other in zip(ours, theirs, strict=True))
-    found = {f"p{100 * share:g}": percentile(ours, share) - percentile(theirs, share) for share in (0.5, 0.99)}
-    return {name: round(1e3 * value, 3) for name, value in {**found, "median_of_pairs": pairs}.items()}
+    found = {f"p{100 * share:g}": 1e3 * (percentile(ours, share) - percentile(theirs, share)) for share in (0.5, 0.99)}
+    found["median_of_pairs"] = statistics.median(pairs_ms(ours, theirs))
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def pairs_ms(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    """By how many milliseconds one request differs from the other that was asked beside it."""
+    return [1e3 * (one - other) for one, other in zip(ours, theirs, strict=True)]

@@ -9,7 +9,7 @@ import pytest
 
 from bench.__main__ import main
 from bench.latency import PARTS, targets
-from bench.placement import IN_PROCESS, Seconds, summary
+from bench.placement import IN_PROCESS, Seconds, figures, summary
 from bench.reactions.overhead import added
 
 
@@ -55,6 +55,17 @@ def test_placements_are_compared_with_all_in_process() -> None:
     assert found[IN_PROCESS]["request_ratio"] == 1.0
 
 
+def test_placements_are_compared_turn_by_turn() -> None:
+    own = Seconds(image=[0.1, 0.2, 0.4], step=[0.005] * 3)
+    moved = Seconds(image=[0.2, 0.3, 0.4], step=[0.006] * 3)
+    measures, (plot,) = figures({IN_PROCESS: own, "unet": moved})
+    values = {measure.name: measure.value for measure in measures}
+    assert values["request, unet over in process"] == pytest.approx(1.5)
+    assert values["UNet call, unet over in process"] == pytest.approx(1.2)
+    assert f"request, {IN_PROCESS} over in process" not in values
+    assert set(plot.series) == {IN_PROCESS, "unet"}
+
+
 @pytest.mark.slow
 @pytest.mark.triton
 def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
@@ -70,6 +81,8 @@ def test_a_short_run_of_every_part(fake_export: Path, tmp_path: Path) -> None:
         assert flood["told_when_to_retry"] == 1.0
     assert found["guest"]["companions_rows_per_call"] > 8
     assert len(found["targets"]) == 1 + 3 + 12 + 2 + 2
+    assert {"added latency (stream), median", "rows freed after leaving (id), p99"} <= set(found["measures"])
+    assert len(found["plots"]) == 2 + 1 + 3 + 1 + 1
 
 
 @pytest.mark.slow
