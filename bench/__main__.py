@@ -7,10 +7,12 @@ import sys
 from pathlib import Path
 
 from bench import (
+    capacity,
     compare,
     demo,
     figures,
     goodput,
+    harness,
     host,
     latency,
     mlperf,
@@ -34,6 +36,8 @@ PROGRAMS = {
     "demo": (demo, "the main job: a gallery through the real Triton"),
     "host": (host, "what tables, prompts and the moves between UNet calls cost"),
     "goodput": (goodput, "the load that is served in time, against static batches and one at a time"),
+    "capacity": (capacity, "how many servers a load needs, by the real scheduler on a measured step curve"),
+    "harness": (harness, "by how much bench online sends late, up to thousands of requests a second"),
     "online": (online, "load on a live server: latencies, throughput, goodput, errors"),
     "latency": (latency, "what the server adds, and how soon it reacts to cancellations, overload and deadlines"),
     "mlperf": (mlperf, "MLPerf's LoadGen drives the server: throughput, latency, VALID or not"),

@@ -1,165 +1,78 @@
-"""The load that is served in time: in flight, in static batches and one at a time, on a fake accelerator.
+"""The highest rate of requests that a server serves in time; or, dry, what the scheduler is worth on a fake device.
 
-Goodput at k is the highest rate of Poisson arrivals at which 95 % of the requests end within k times their latency
-alone. The device's seconds come from a model and are skipped; the host's own seconds are real and count.
+Goodput is the highest rate of random arrivals at which a share of the requests (95 %) ends within so many times its
+latency alone, or within so many milliseconds. It is found by bisection. A trial at a rate ends when a Wilson interval
+at 95 % lies on one side of the share (all looks together, by Bonferroni; neighbours that wait together do not count as
+independent), those that pass not before a slowly growing queue would show. Trials at both sides of the border are
+repeated with other arrivals; low and high are the highest rate that surely passes and the lowest that surely does not.
+
+With --dry-run three ways of batching are compared on a model of a device, whose seconds are skipped.
 """
 
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
-import statistics
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
+from bench.reporting.measures import told
+from bench.serving import add_server_options
 from bench.simulated.accelerator import ACCELERATORS
-from bench.simulated.batchers import BATCHERS
-from bench.simulated.fairness import fairness
-from bench.simulated.load import SAMPLERS, WORKLOADS
-from bench.simulated.simulation import ATTAINMENT, GRID, Goodput, Settings, goodputs
+from bench.simulated.dry_run import LEAST_REQUESTS, compared
+from bench.simulated.simulation import Settings
+from bench.traffic.live_goodput import LIVE_REQUESTS, add_live_options, live
+from bench.traffic.mix_options import WORKLOADS, add_mix_options
+from bench.traffic.slo import add_slo_options
 from server.errors import ServerError
 
-LIMITS = (5.0, 3.0)
-# The limit at which a workload's ratios are quoted.
-QUOTED: Mapping[str, float] = {"mixed": 5.0, "uniform": 3.0}
-BASELINES = ("static", "serial")
-SHARES = ("rows_per_call", "idle_share", "host_share")
-LEAST_REQUESTS = 20
-# Of the requests, in the search that tells where to begin.
-ROUGH_PART = 6
-SHOWN_ROWS = (2, 4, 8, 16)
-Found: TypeAlias = dict[float, list[Goodput]]
+DRY_REQUESTS = 1500
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="on the fake accelerator, as yet the only one; required")
-    parser.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="model of a device")
-    parser.add_argument("--workload", choices=(*WORKLOADS, "all"), default="all")
-    parser.add_argument("--max-rows", type=int, default=16, help="rows of a UNet call; a guided image takes two")
-    parser.add_argument("--requests", type=int, default=1500, help="that count, in each run")
-    parser.add_argument("--seeds", type=int, default=3, help="arrival sequences")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="simulations at a time")
-    parser.add_argument("--latent", type=int, default=8, help="side of the latents, 64 for those of 512 x 512 pixels")
+    parser.add_argument("--dry-run", action="store_true", help="on a fake accelerator, in virtual time")
+    parser.add_argument(
+        "--workload", help=f"{' or '.join(WORKLOADS)}; dry: these or all (default); else a YAML file may be given"
+    )
+    parser.add_argument(
+        "--requests", type=int, help=f"that count, in each run ({DRY_REQUESTS} dry, else {LIVE_REQUESTS} at most)"
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="arrival sequences; live, at each side of the border")
+    add_slo_options(parser)
+    add_server_options(parser)
+    add_mix_options(parser)
+    add_live_options(parser)
+    dry = parser.add_argument_group("with --dry-run")
+    dry.add_argument("--accelerator", choices=ACCELERATORS, default="h100", help="model of a device")
+    dry.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="simulations at a time")
+    dry.add_argument("--latent", type=int, default=8, help="side of the latents, 64 for those of 512 x 512 pixels")
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Goodput in images a second and its ratios; `low` and `high` are over the arrival sequences.
+    """Goodput and what it rests on.
 
     Raises:
-        ServerError: not a dry run, or a number that is too small.
+        ServerError: numbers that are too small, no server, or one that does not take such requests.
     """
-    if not options.dry_run:
-        raise ServerError(
-            "there is only a fake accelerator: add --dry-run, or measure a real engine with `bench online`"
-        )
-    for name, least in (("max_rows", 2), ("requests", LEAST_REQUESTS), ("seeds", 1), ("latent", 1), ("processes", 1)):
-        if getattr(options, name) < least:
-            raise ServerError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least {least}")
+    if options.requests is None:
+        options.requests = DRY_REQUESTS if options.dry_run else LIVE_REQUESTS
+    least = (("max_rows", 2), ("requests", LEAST_REQUESTS), ("seeds", 1), ("latent", 1), ("processes", 1))
+    for name, number in least:
+        if getattr(options, name) < number:
+            raise ServerError(f"--{name.replace('_', '-')} is {getattr(options, name)}: give at least {number}")
+    return dry(options) if options.dry_run else live(options)
+
+
+def dry(options: argparse.Namespace) -> dict[str, Any]:
+    """Goodput in images a second, and its ratios to static and serial batches.
+
+    Raises:
+        ServerError: there is no such workload.
+    """
+    wanted = options.workload or "all"
+    if wanted not in (*WORKLOADS, "all"):
+        raise ServerError(f"--workload is {wanted}: a dry run has {', '.join(WORKLOADS)} and all")
     settings = Settings(ACCELERATORS[options.accelerator], options.max_rows, options.requests, options.latent)
-    names = tuple(WORKLOADS) if options.workload == "all" else (options.workload,)
-    found = all_searched(names, settings, options.seeds, options.processes)
-    return {
-        **{name: summary(name, found[name], settings) for name in names},
-        **{share: {name: at_goodput(name, found[name], share) for name in names} for share in SHARES},
-        "fairness": fairness(settings),
-        "settings": {**described(settings), "accelerator": options.accelerator, "seeds": options.seeds},
-    }
-
-
-def all_searched(
-    workloads: Sequence[str], settings: Settings, seeds: int, processes: int
-) -> dict[str, dict[str, Found]]:
-    """Every batcher under every workload, so many at a time; of a process only its own work counts as the host's."""
-    cases = [(workload, batcher) for workload in workloads for batcher in BATCHERS]
-    search = partial(searched, settings=settings, seeds=seeds)
-    if processes == 1:
-        results = [search(*case) for case in cases]
-    else:
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-            results = list(pool.map(search, *zip(*cases, strict=True)))
-    found: dict[str, dict[str, Found]] = {workload: {} for workload in workloads}
-    for (workload, batcher), result in zip(cases, results, strict=True):
-        found[workload][batcher] = result
-    return found
-
-
-def searched(workload: str, batcher: str, settings: Settings, seeds: int) -> Found:
-    """Goodput at every limit, for each arrival sequence; each search begins where the one before ended.
-
-    The first is a rough one, of fewer requests, that does not count.
-    """
-    peak = _peak(workload, settings)
-    rough = replace(settings, requests=max(LEAST_REQUESTS, settings.requests // ROUGH_PART))
-    near = dict.fromkeys(LIMITS, peak / 2)
-    found: Found = {k: [] for k in LIMITS}
-    for size, seed in ((rough, 0), *((settings, seed) for seed in range(seeds))):
-        load = size.load(WORKLOADS[workload], seed)
-        for k, goodput in goodputs(batcher, size, load, peak, near).items():
-            near[k] = goodput.rate or near[k]
-            if size is settings:
-                found[k].append(goodput)
-    return found
-
-
-def summary(workload: str, found: Mapping[str, Found], settings: Settings) -> dict[str, Any]:
-    """All figures of a workload; its ratios are those at the limit that is quoted for it."""
-    peak = _peak(workload, settings)
-    limits = {k: _compared({batcher: found[batcher][k] for batcher in found}, peak) for k in sorted(LIMITS)}
-    quoted = limits[QUOTED[workload]]
-    return {
-        **{f"ratio_vs_{baseline}": quoted[f"ratio_vs_{baseline}"] for baseline in BASELINES},
-        "ratios_at_k": QUOTED[workload],
-        "peak": peak,
-        "k": {f"{k:g}": figures for k, figures in limits.items()},
-    }
-
-
-def _compared(found: Mapping[str, Sequence[Goodput]], peak: float) -> dict[str, Any]:
-    """One limit: goodput of every batcher, and how many times those of the baselines the loop reaches."""
-    rates = {batcher: [goodput.rate for goodput in goodputs] for batcher, goodputs in found.items()}
-    figures: dict[str, Any] = {}
-    for batcher, values in rates.items():
-        mean = statistics.mean(values)
-        figures[batcher] = {"goodput": mean, "low": min(values), "high": max(values), "share_of_peak": mean / peak}
-    for baseline in BASELINES:
-        ratios = [ours / theirs for ours, theirs in zip(rates["in_flight"], rates[baseline], strict=True) if theirs]
-        whole = len(ratios) == len(rates[baseline])
-        mean = statistics.mean(rates[baseline])
-        figures[f"ratio_vs_{baseline}"] = statistics.mean(rates["in_flight"]) / mean if mean else None
-        figures[f"ratio_vs_{baseline}_low_high"] = [min(ratios), max(ratios)] if whole else None
-    return figures
-
-
-def at_goodput(workload: str, found: Mapping[str, Found], share: str) -> dict[str, float | None]:
-    """The mean of one of `SHARES` in the runs at the goodput that is quoted, by batcher."""
-    means: dict[str, float | None] = {}
-    for batcher, limits in found.items():
-        values = [getattr(goodput.run, share) for goodput in limits[QUOTED[workload]] if goodput.run]
-        means[batcher] = statistics.mean(values) if values else None
-    return means
-
-
-def described(settings: Settings) -> dict[str, Any]:
-    """What the figures rest on."""
-    curve = settings.curve
-    return {
-        "device": "a model, not a measurement: see bench/simulated/accelerator.py",
-        "call_seconds": {str(rows): curve.seconds(rows) for rows in SHOWN_ROWS},
-        "call_tflops": {str(rows): curve.tflops(rows) for rows in SHOWN_ROWS},
-        "max_rows": settings.max_rows,
-        "latent": list(settings.shape),
-        "requests": settings.requests,
-        "warm_up": settings.warm_up,
-        "steps": {name: list(steps) for name, steps in WORKLOADS.items()},
-        "samplers": list(SAMPLERS),
-        "attainment": ATTAINMENT,
-        "rates_apart": GRID,
-    }
-
-
-def _peak(workload: str, settings: Settings) -> float:
-    return settings.curve.peak(statistics.mean(WORKLOADS[workload]), settings.max_rows)
+    names = tuple(WORKLOADS) if wanted == "all" else (wanted,)
+    figures, measures = compared(names, settings, options.seeds, options.processes)
+    figures["settings"] |= {"accelerator": options.accelerator}
+    return {**figures, **told(measures)}

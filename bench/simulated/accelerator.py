@@ -20,7 +20,8 @@ l4: saturated, 71 TFLOP/s: MLPerf Inference v5.1 SDXL, Dell with 4 L4. No public
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bench.simulated.virtual_time import VirtualClock
+from server.step_curve import StepCurve
 
 # Of the UNet of SD 2.1 at 512 x 512, and of SDXL at 1024 x 1024, for one row.
 TFLOP_PER_ROW = 0.804
@@ -36,9 +38,46 @@ SDXL_TFLOP_PER_ROW = 6.761
 GUIDED_ROWS = 2
 
 
+class Curve(ABC):
+    """Seconds of a UNet call by its rows."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def seconds(self, rows: int) -> float:
+        """What a call of so many rows takes."""
+
+    def alone(self, calls: int, rows: int = GUIDED_ROWS) -> float:
+        """Seconds of an image of so many calls that has the device to itself; guided unless it takes other rows."""
+        return calls * self.seconds(rows)
+
+    def peak(self, calls: float, max_rows: int) -> float:
+        """Guided images a second, of so many calls each, when every call has the best number of rows."""
+        row_seconds = min(self.seconds(rows) / rows for rows in range(GUIDED_ROWS, max_rows + 1))
+        return 1 / (calls * GUIDED_ROWS * row_seconds)
+
+
+class MeasuredCurve(Curve):
+    """Linear between measured calls, and in proportion beyond the largest, as the server takes it.
+
+    Args:
+        points: (rows, seconds), at least one.
+        besides: seconds that every call takes besides, of the host.
+    """
+
+    __slots__ = ("_besides", "_curve")
+
+    def __init__(self, points: Sequence[tuple[int, float]], besides: float = 0.0) -> None:
+        self._curve = StepCurve(points)
+        self._besides = besides
+
+    def seconds(self, rows: int) -> float:
+        return self._curve.seconds(rows) + self._besides
+
+
 @dataclass(frozen=True, slots=True)
-class DeviceCurve:
-    """Seconds of a UNet call by its rows; see the module for where the values come from."""
+class DeviceCurve(Curve):
+    """A straight line; see the module for where the values come from."""
 
     fixed_seconds: float
     row_seconds: float
@@ -53,21 +92,11 @@ class DeviceCurve:
         return cls(few * (TFLOP_PER_ROW / slow - row), row)
 
     def seconds(self, rows: int) -> float:
-        """What a call of so many rows takes."""
         return self.fixed_seconds + rows * self.row_seconds
 
     def tflops(self, rows: int) -> float:
         """The rate of such a call, in TFLOP/s."""
         return rows * TFLOP_PER_ROW / self.seconds(rows)
-
-    def alone(self, calls: int) -> float:
-        """Seconds of a guided image of so many calls that has the device to itself."""
-        return calls * self.seconds(GUIDED_ROWS)
-
-    def peak(self, calls: float, max_rows: int) -> float:
-        """Guided images a second, of so many calls each, when every call has the best number of rows."""
-        row_seconds = min(self.seconds(rows) / rows for rows in range(GUIDED_ROWS, max_rows + 1))
-        return 1 / (calls * GUIDED_ROWS * row_seconds)
 
 
 _H100 = DeviceCurve.through((GUIDED_ROWS, 140), (float("inf"), 550))
@@ -90,7 +119,7 @@ class FakeAccelerator:
     extra_channels = 0
     labelled = False
 
-    def __init__(self, curve: DeviceCurve, clock: VirtualClock, shape: tuple[int, int, int]) -> None:
+    def __init__(self, curve: Curve, clock: VirtualClock, shape: tuple[int, int, int]) -> None:
         self.curve = curve
         self.calls = 0
         self.rows = 0
@@ -106,8 +135,12 @@ class FakeAccelerator:
         """One UNet call: (rows, c, h, w)."""
         sample: npt.NDArray[np.float32] = feeds["sample"]
         seconds = self.curve.seconds(len(sample))
-        self._clock.skip(seconds)
+        self.work(seconds)
         self.calls += 1
         self.rows += len(sample)
-        self.busy_seconds += seconds
         return sample
+
+    def work(self, seconds: float) -> None:
+        """Be busy with something else than the UNet."""
+        self._clock.skip(seconds)
+        self.busy_seconds += seconds

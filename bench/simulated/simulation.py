@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bench.simulated.accelerator import DeviceCurve, FakeAccelerator
 from bench.simulated.batchers import BATCHERS
 from bench.simulated.load import Load
 from bench.simulated.virtual_time import VirtualClock, drive
+from bench.traffic.bisection import highest_passing
+from bench.traffic.slo import ATTAINMENT
 from server.errors import ServerError
 from server.job import Job
 from server.rows import Array
 
-# Share of the requests that must be in time.
-ATTAINMENT = 0.95
 # Of the requests that count; so many more are sent before them.
 WARM_UP = 0.1
 # Rates that are tried: the device's peak, and `PLACES` lower ones, each by so much lower than the next.
 GRID = 1.02
 PLACES = 250
-# Places that a search moves by at first.
-STRIDE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,26 +137,6 @@ def simulate(batcher: str, settings: Settings, load: Load, rate: float, hopeless
         idle_share=1 - device.busy_seconds / seconds,
         host_share=(clock() - clock.skipped) / seconds,
     )
-
-
-def highest_passing(passes: Callable[[int], bool], start: int, top: int, stride: int = STRIDE) -> int:
-    """The highest of 0 to `top` that passes, -1 if none does, where all up to some number pass and none beyond it.
-
-    Strides from `start`, further each time, until one passes and one does not, then bisects.
-    """
-    low, high = -1, top + 1
-    place = min(max(start, 0), top)
-    while high - low > 1:
-        if passes(place):
-            low = place
-        else:
-            high = place
-        if low >= 0 and high <= top:
-            place = (low + high) // 2
-        else:
-            place = min(low + stride, top) if low >= 0 else max(high - stride, 0)
-            stride *= 2
-    return low
 
 
 @dataclass(frozen=True, slots=True)

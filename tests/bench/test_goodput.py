@@ -9,30 +9,16 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import main
-from bench.goodput import all_searched, summary
 from bench.simulated.accelerator import ACCELERATORS, DeviceCurve
+from bench.simulated.dry_run import all_searched, summary
 from bench.simulated.fairness import fairness
 from bench.simulated.load import Load
-from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, highest_passing, simulate
+from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, simulate
 from server.errors import ServerError
 
 # So slow that the host's own time does not matter.
 SLOW = DeviceCurve(fixed_seconds=10.0, row_seconds=1.0)
 STEPS = 2
-
-
-@pytest.mark.parametrize("border", range(-1, 31))
-@pytest.mark.parametrize("start", [-5, 0, 7, 30, 99])
-def test_the_highest_that_passes_is_found(border: int, start: int) -> None:
-    tried: list[int] = []
-
-    def passes(place: int) -> bool:
-        tried.append(place)
-        return place <= border
-
-    assert highest_passing(passes, start, top=30) == border
-    assert len(tried) == len(set(tried))
-    assert all(0 <= place <= 30 for place in tried)
 
 
 def test_goodput_of_even_arrivals_is_the_rate_of_service() -> None:
@@ -111,7 +97,7 @@ def test_goodput_reports_what_others_rely_on(tmp_path: Path, capsys: pytest.Capt
     options = ["--dry-run", "--requests", "20", "--seeds", "1", "--processes", "1", "--max-rows", "4"]
     assert main(["goodput", *options, "--json", str(kept)]) == 0
     result = json.loads(kept.read_text())
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == result
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["mixed"] == result["mixed"]
     for workload in ("mixed", "uniform"):
         figures = result[workload]
         quoted = figures["k"][f"{figures['ratios_at_k']:g}"]
@@ -121,6 +107,9 @@ def test_goodput_reports_what_others_rely_on(tmp_path: Path, capsys: pytest.Capt
             assert 0 <= quoted[batcher]["share_of_peak"] <= 1
         assert set(figures["k"]) == {"3", "5"}
         assert result["rows_per_call"][workload]["serial"] == 2
+    measure = result["measures"]["simulated goodput, mixed, in_flight, at 5x"]
+    assert measure["value"] == result["mixed"]["k"]["5"]["in_flight"]["goodput"]
+    assert (measure["unit"], measure["better"], len(measure["samples"])) == ("images/s", "higher", 1)
     assert result["mixed"]["ratios_at_k"] == 5
     assert result["uniform"]["ratios_at_k"] == 3
     assert result["settings"]["accelerator"] == "h100"
@@ -128,8 +117,39 @@ def test_goodput_reports_what_others_rely_on(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [([], "--dry-run"), (["--dry-run", "--max-rows", "1"], "--max-rows"), (["--dry-run", "--seeds", "0"], "--seeds")],
+    [
+        (["--dry-run", "--max-rows", "1"], "--max-rows is 1"),
+        (["--dry-run", "--seeds", "0"], "--seeds is 0"),
+        (["--dry-run", "--workload", "odd"], "a dry run has mixed, uniform and all"),
+        (["--requests", "1"], "--requests is 1"),
+        (["--seconds", "0"], "--seconds is 0: give a number above 0"),
+        (["--cv", "0"], "--cv is 0: give a number above 0"),
+        (["--attainment", "95"], "--attainment is 95: give a share"),
+        (["--workload", "nothing.yaml"], "--workload is nothing.yaml: give mixed or uniform, or a YAML file"),
+        (["--url", "127.0.0.1:1", "--fake"], "give one of them"),
+        (["--url", "127.0.0.1:1"], "is the server running"),
+    ],
 )
 def test_goodput_says_what_it_needs(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["goodput", *options]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.triton
+def test_goodput_of_a_live_server(fake_export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "goodput.json"
+    server = ["--fake", "--model", str(fake_export), "--log", str(tmp_path / "log")]
+    load = ["--steps", "2,4", "--size", "64", "--slo-ms", "400", "--repeats", "1", "--seconds", "3"]
+    code = main(["goodput", *server, *load, "--requests", "80", "--seeds", "1", "--apart", "0.5", "--json", str(kept)])
+    result = json.loads(kept.read_text())
+    found = result["goodput"]["400 ms"]
+    assert code == (1 if result["partial"] else 0)
+    assert result["failures"] == []
+    assert found["trials"]
+    assert all(trial["low"] <= trial["attainment"] <= trial["high"] for trial in found["trials"])
+    assert all(trial["outcomes"].get("ok", 0) > 0 for trial in found["trials"])
+    assert result["measures"]["goodput at 400 ms"]["value"] == found["rate"] > 0
+    assert result["overheads"]["step_ms"] > 5
+    (plot,) = result["plots"]
+    assert {"in time", "low", "high", "needed"} == set(plot["series"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["goodput"] == result["goodput"]

@@ -1,0 +1,202 @@
+"""A load at one rate that lasts until it is clear whether enough of its requests are in time."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bench.traffic.arrivals import Bursts
+from bench.traffic.asking import Outcome, Status
+from bench.traffic.bisection import CONFIDENCE, Trial, independent, wilson
+from bench.traffic.latencies import percentile
+from bench.traffic.loops import Send
+from bench.traffic.mix import Kind, Mix
+from server.errors import ServerError
+
+# Requests after which a trial is looked at for the first time; then whenever there are twice as many.
+FIRST_LOOK = 75
+# No server, or one that is not there any more.
+GONE: tuple[Status, ...] = ("disconnected", "lost")
+# Seconds between looks at what is overdue, while nothing is sent.
+PAUSE = 0.05
+# Times what comes on average.
+ENOUGH = 1.5
+
+
+class Gone(ServerError):
+    """The server went away while it was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all trials have in common.
+
+    Attributes:
+        mix: of the requests.
+        limit: seconds that a kind of request may take.
+        settling: seconds at the beginning whose requests do not count.
+        share: of the requests that must be in time.
+        least_seconds: of a trial that ends with enough in time; shorter ones do not notice a queue that grows slowly.
+        most: requests that count, unless `least_seconds` has more.
+        variation: deviation of the times between arrivals over their mean; 1 is Poisson.
+    """
+
+    mix: Mix
+    limit: Callable[[Kind], float]
+    settling: float
+    share: float
+    least_seconds: float
+    most: int
+    variation: float = 1.0
+
+    def counted(self, rate: float) -> int:
+        """Requests that count in the longest trial at a rate."""
+        return max(self.most, math.ceil(rate * self.least_seconds))
+
+    def times(self, rate: float, seed: int) -> list[float]:
+        """When requests come, in seconds from the start: those that count, and others while these are decided."""
+        count = self.counted(rate) + math.ceil(ENOUGH * rate * 2 * self.settling)
+        return Bursts(rate, self.variation).times(seed, count=count)
+
+
+class Judge:
+    """Looks at the requests in order of sending, and at none before all earlier ones are decided.
+
+    One that has not ended by its limit is late. Every look has its part of the risk (Bonferroni), so that looking
+    often does not make a mistake more likely than 1 - `CONFIDENCE`.
+
+    Args:
+        share: that must be in time.
+        most: requests that are looked at in the end.
+
+    Attributes:
+        in_time: of those that are decided, in order of sending.
+        enough: whether enough are; None while that is open.
+    """
+
+    def __init__(self, share: float, most: int) -> None:
+        self.in_time: list[bool] = []
+        self.enough: bool | None = None
+        self._share = share
+        self._most = most
+        self._looks = [most]
+        while self._looks[0] // 2 >= FIRST_LOOK:
+            self._looks.insert(0, self._looks[0] // 2)
+        self._confidence = 1 - (1 - CONFIDENCE) / len(self._looks)
+        self._due: list[float] = []
+        self._decided: dict[int, bool] = {}
+
+    def sent(self, overdue: float) -> int:
+        """A request is sent that is late from that time on; gives its place."""
+        self._due.append(overdue)
+        return len(self._due) - 1
+
+    def ended(self, place: int, in_time: bool) -> None:
+        self._decided[place] = in_time
+
+    def look(self, now: float) -> None:
+        """Take note of what is decided by then; `enough` is the finding of the last look that was due."""
+        while (place := len(self.in_time)) < min(len(self._due), self._most):
+            if place not in self._decided and now <= self._due[place]:
+                return
+            self.in_time.append(self._decided.get(place, False))
+            if len(self.in_time) == self._looks[0]:
+                self._looks = self._looks[1:] or [self._most + 1]
+                self.enough = self._found()
+                if self.enough is False:
+                    return
+
+    @property
+    def done(self) -> bool:
+        """Whether all are decided."""
+        return len(self.in_time) >= self._most
+
+    def _found(self) -> bool | None:
+        share = sum(self.in_time) / len(self.in_time)
+        low, high = wilson(share, independent(self.in_time), self._confidence)
+        return True if low >= self._share else False if high < self._share else None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """A trial, and what its requests say besides.
+
+    Attributes:
+        outcomes: of all that were sent.
+        late_sending: seconds that requests were sent after their time, of 99 % at most.
+        seconds: from the first to the last.
+    """
+
+    trial: Trial
+    outcomes: Mapping[str, int]
+    late_sending: float
+    seconds: float
+
+
+async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted:
+    """Send requests at a mean rate, whatever becomes of them, until a judge has seen enough.
+
+    A verdict that the rate is too high ends the trial at once, one that it is not only after `least_seconds`. Then
+    what is open is waited for, so that the next trial finds the server idle.
+
+    Raises:
+        Gone: the server broke off or did not answer.
+        ServerError: it refuses requests like these as invalid.
+    """
+    judge = Judge(terms.share, terms.counted(rate))
+    begun = time.monotonic()
+    tasks: list[asyncio.Task[Outcome]] = []
+    mix = replace(terms.mix, seed=terms.mix.seed + seed, name=f"{terms.mix.name}-{rate:.6g}-{seed}")
+
+    async def one(number: int, intended: float) -> Outcome:
+        asked = mix.asked(number)
+        limit = terms.limit(asked.kind)
+        place = judge.sent(intended + limit) if intended - begun >= terms.settling else None
+        outcome = await send(asked, intended)
+        if place is not None:
+            judge.ended(place, outcome.status == "ok" and outcome.seconds <= limit)
+        return outcome
+
+    def over() -> bool:
+        now = time.monotonic()
+        judge.look(now)
+        long = now - begun >= terms.settling + terms.least_seconds
+        return judge.done or judge.enough is False or (judge.enough is True and long)
+
+    # Requests keep coming until the last one that counts is decided: those that come later hold it up too.
+    for number, after in enumerate(terms.times(rate, seed)):
+        if await _interrupted(begun + after, over):
+            break
+        tasks.append(asyncio.create_task(one(number, begun + after)))
+    outcomes = list(await asyncio.gather(*tasks))
+    _check(outcomes)
+    return Attempted(
+        Trial.of(rate, seed, judge.in_time),
+        dict(Counter(outcome.status for outcome in outcomes)),
+        percentile([outcome.sent - outcome.intended for outcome in outcomes], 0.99),
+        time.monotonic() - begun,
+    )
+
+
+async def _interrupted(moment: float, over: Callable[[], bool]) -> bool:
+    """Wait until a moment; true, and at once, when it is `over` before."""
+    while not over():
+        left = moment - time.monotonic()
+        if left <= 0:
+            return False
+        await asyncio.sleep(min(left, PAUSE))
+    return True
+
+
+def _check(outcomes: Sequence[Outcome]) -> None:
+    gone = [outcome for outcome in outcomes if outcome.status in GONE]
+    if gone:
+        words = gone[0].message or gone[0].status
+        raise Gone(f"the server went away: {len(gone)} of {len(outcomes)} requests were not answered ({words})")
+    refused = [outcome for outcome in outcomes if outcome.status in ("invalid", "wrong")]
+    if refused:
+        raise ServerError(f"the server does not serve requests like these: {refused[0].message}")
