@@ -174,6 +174,7 @@ async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted
         tasks.append(asyncio.create_task(one(number, begun + after)))
     outcomes = list(await asyncio.gather(*tasks))
     _check(outcomes)
+    judge.look(time.monotonic())
     return Attempted(
         Trial.of(rate, seed, judge.in_time),
         dict(Counter(outcome.status for outcome in outcomes)),

@@ -185,8 +185,8 @@ class Search:
         if self.ended():
             self.complete = False
             return False
-        made = self.trials.setdefault(place, [])
-        made.append(self.attempt(self._rate(place), len(made)))
+        trial = self.attempt(self._rate(place), len(self.trials.get(place, ())))
+        self.trials.setdefault(place, []).append(trial)
         return True
 
     def _passes(self, place: int) -> bool:

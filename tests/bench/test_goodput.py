@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from bench.simulated.fairness import fairness
 from bench.simulated.load import Load
 from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, simulate
 from server.errors import ServerError
+from tests.odd_servers import OddTriton
 
 # So slow that the host's own time does not matter.
 SLOW = DeviceCurve(fixed_seconds=10.0, row_seconds=1.0)
@@ -153,3 +155,20 @@ def test_goodput_of_a_live_server(fake_export: Path, tmp_path: Path, capsys: pyt
     (plot,) = result["plots"]
     assert {"in time", "low", "high", "needed"} == set(plot["series"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["goodput"] == result["goodput"]
+
+
+def test_a_server_that_dies_is_told_and_what_was_found_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "goodput.json"
+    with OddTriton() as server:
+        timer = threading.Timer(3.0, server.die)
+        timer.start()
+        load = ["--slo-ms", "500", "--requests", "80", "--max-rows", "2", "--limit", "5", "--apart", "0.4"]
+        assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
+        timer.cancel()
+    result = json.loads(kept.read_text())
+    assert result["partial"] is True
+    assert "the server went away" in result["failures"][0]
+    assert capsys.readouterr().err.startswith("goodput: the server went away")
+    assert "goodput at 500 ms" in result["measures"]
