@@ -54,7 +54,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_slo_options(parser)
     plan = parser.add_argument_group("simulation")
     plan.add_argument("--balancer", choices=get_args(Balancer), default="least_outstanding", help="in front of them")
-    plan.add_argument("--batchers", type=numbers(str), default=tuple(BATCHERS), help="to compare: %(default)s")
+    plan.add_argument(
+        "--batchers", type=numbers(str), default=tuple(BATCHERS), help=f"some of {', '.join(BATCHERS)} (all)"
+    )
     plan.add_argument("--requests", type=int, default=400, help="of a run, for each server that could do the work")
     plan.add_argument("--seeds", type=int, default=2, help="arrival sequences")
     plan.add_argument("--most-servers", type=int, default=500)
