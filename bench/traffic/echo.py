@@ -21,6 +21,9 @@ from server.sampler_names import find_sampler
 
 SERVICE = "inference.GRPCInferenceService"
 START_SECONDS = 60.0
+# A gRPC server cancels calls at random when more than a thousand wait, and this one is to answer all.
+PENDING = ("grpc.server.max_pending_requests", "grpc.server.max_pending_requests_hard_limit")
+MOST_PENDING = 1_000_000
 # Fields of the request that the answer repeats.
 NUMBERS = ("seed", "num_inference_steps", "num_images")
 TEXTS = ("request_id", "prompt", "sampler")
@@ -55,7 +58,7 @@ def _process(pipe: Connection) -> None:
 
 
 async def _serve(pipe: Connection) -> None:
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=[(name, MOST_PENDING) for name in PENDING])
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers()),))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
