@@ -31,6 +31,6 @@ def open_drawer(setup: Setup) -> CompiledDrawer:
     Raises:
         MissingPeerError: torch or diffusers is not installed, or there is no C++ compiler.
     """
-    if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
+    if setup.device == "cpu" and not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         raise MissingPeerError("torch.compile needs a C++ compiler here: apt-get install g++")
     return CompiledDrawer(setup)

@@ -58,8 +58,9 @@ def open_drawer(setup: Setup) -> CppDrawer:
     """Load the checkpoint.
 
     Raises:
-        MissingPeerError: the binding is not installed, or the checkpoint is of another architecture.
+        MissingPeerError: the binding is not installed, the checkpoint is of another architecture, or ours is on a GPU.
     """
+    setup.need_cpu("stable-diffusion.cpp")
     found = json.loads((Path(setup.checkpoint) / "unet" / "config.json").read_text())["block_out_channels"]
     if found != WIDTHS:
         raise MissingPeerError(

@@ -23,6 +23,7 @@ class DiffusersDrawer:
         self.pipeline = diffusers.StableDiffusionPipeline.from_pretrained(
             setup.checkpoint, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False
         )
+        self.pipeline.to(setup.device)
         self.pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(
             self.pipeline.scheduler.config, timestep_spacing=SPACING
         )

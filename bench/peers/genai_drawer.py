@@ -53,6 +53,7 @@ def open_drawer(setup: Setup) -> GenaiDrawer:
     """Convert the checkpoint, unless `setup.work` holds it, and compile it.
 
     Raises:
-        MissingPeerError: openvino-genai is not installed, or what converts the checkpoint.
+        MissingPeerError: openvino-genai is not installed, or what converts the checkpoint; or ours is on a GPU.
     """
+    setup.need_cpu("OpenVINO GenAI")
     return GenaiDrawer(setup)

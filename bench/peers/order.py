@@ -49,6 +49,7 @@ class Setup:
     Attributes:
         checkpoint: a diffusers folder.
         precision: `fp32` or `bf16`, that it should compute in.
+        device: `cpu` or `cuda`, where ours computes.
         threads: of the CPU.
         work: a folder to keep what it converts in; empty at first.
         height, width, guidance: of the orders that will come, for peers that are compiled for them.
@@ -56,8 +57,14 @@ class Setup:
 
     checkpoint: str
     precision: str
+    device: str
     threads: int
     work: str
     height: int
     width: int
     guidance: float
+
+    def need_cpu(self, peer: str) -> None:
+        """Raises MissingPeerError where ours computes elsewhere."""
+        if self.device != "cpu":
+            raise MissingPeerError(f"{peer} draws on the CPU here, and ours on a GPU: give --provider openvino or cpu")

@@ -28,6 +28,7 @@ from bench.triton_patterns.lockstep import Lockstep
 from bench.triton_patterns.patterns import PATTERNS
 from engines.component import PipelineSpec, Precision
 from engines.errors import EngineError
+from engines.providers import OPENVINO
 from engines.runner import chosen_provider
 from engines.verify import REFERENCE, arithmetic, psnr
 from server.checkpoints import open_checkpoints
@@ -88,8 +89,8 @@ def run_pictures(options: argparse.Namespace) -> dict[str, Any]:
                 print(f"{name} ...", file=sys.stderr, flush=True)
                 try:
                     with contestant(name, options, config, plan.orders["single"], ours_in) as (peer, compared):
-                        found[name] = compared
                         compare(ours, peer, compared, plan, expected)
+                        found[name] = compared
                 except MissingPeerError as error:
                     skipped[name] = str(error)
                 except (EngineError, ServerError) as error:
@@ -180,6 +181,7 @@ def contestant(
     setup = Setup(
         checkpoint=str(options.checkpoint.resolve()),
         precision="bf16" if precision == "bf16" else "fp32",
+        device="cpu" if config.provider == REFERENCE or config.provider.startswith(OPENVINO) else "cuda",
         threads=options.threads or os.cpu_count() or 1,
         work=str(work.resolve()),
         height=order.height,

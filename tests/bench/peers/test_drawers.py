@@ -22,7 +22,7 @@ ORDER = Order(("a red circle", "a blue star"), (3, 4), steps=3, guidance=2.0, he
 
 def setup(checkpoint: Path, work: Path, precision: Precision = "fp32") -> Setup:
     assert precision != "int8"
-    return Setup(str(checkpoint), precision, os.cpu_count() or 1, str(work), 64, 64, ORDER.guidance)
+    return Setup(str(checkpoint), precision, "cpu", os.cpu_count() or 1, str(work), 64, 64, ORDER.guidance)
 
 
 def test_diffusers_draws_our_pictures(tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path) -> None:

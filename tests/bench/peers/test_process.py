@@ -11,7 +11,7 @@ from bench.peers.order import MissingPeerError, Order, Setup
 from bench.peers.process import ROOT, PeerError, opened
 
 ORDER = Order(("a", "b"), (1, 2), steps=1, guidance=2.0, height=2, width=1)
-SETUP = Setup("none", "fp32", threads=1, work="", height=2, width=1, guidance=2.0)
+SETUP = Setup("none", "fp32", "cpu", threads=1, work="", height=2, width=1, guidance=2.0)
 # Paints each picture in its seed, and says so on standard output as libraries do; dies of 13, gives too little for 7.
 PAINTER = """
 import os, sys
@@ -74,6 +74,16 @@ def test_an_interpreter_that_is_not_there_is_told(tmp_path: Path) -> None:
     with (
         pytest.raises(MissingPeerError, match=r"cannot be started .*--peer-python x=PATH"),
         opened("x", str(tmp_path / "none"), SETUP, tmp_path / "log", 1),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["openvino_genai", "stable_diffusion_cpp"])
+def test_a_peer_of_the_cpu_is_not_compared_with_a_gpu(tmp_path: Path, name: str) -> None:
+    setup = replace(SETUP, device="cuda")
+    with (
+        pytest.raises(MissingPeerError, match="draws on the CPU here, and ours on a GPU"),
+        opened(name, sys.executable, setup, tmp_path / "log", 60),
     ):
         pass
 

@@ -12,7 +12,7 @@ from bench.peers.order import MissingPeerError, Order, Setup
 from bench.peers.worker import Drawer, needed, serve
 
 ORDER = Order(("a", "b"), (1, 2), steps=3, guidance=2.0, height=2, width=1)
-SETUP = Setup("checkpoint", "fp32", threads=1, work="", height=2, width=1, guidance=2.0)
+SETUP = Setup("checkpoint", "fp32", "cpu", threads=1, work="", height=2, width=1, guidance=2.0)
 
 
 class Painter:
