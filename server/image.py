@@ -43,6 +43,11 @@ def encode_image(pixels: Pixels, output_format: str, encoding: str, texts: Mappi
         stream = io.BytesIO()
         Image.fromarray(pixels).save(stream, **OPTIONS[output_format], **_notes(output_format, texts))
         data = stream.getvalue()
+    return in_encoding(data, encoding)
+
+
+def in_encoding(data: bytes, encoding: str) -> bytes:
+    """The bytes themselves, or base64 text of them: all that JSON can carry."""
     return base64.b64encode(data) if encoding == "base64" else data
 
 

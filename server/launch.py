@@ -24,7 +24,7 @@ from server.config import COMPONENTS, REQUIRED, ServerConfig
 from server.errors import StartupError
 from server.installation import SHARED_MEMORY_BYTES, STUB, find_installation
 from server.ports import Ports, free_ports
-from server.process_group import Process, die_with_parent, kill_group, members
+from server.process_group import Process, kill_group, members, mortal
 from server.repository import ROOT, deployed_models, write_repository
 from server.schedule import TrainedSchedule
 from server.tokenizer import PromptTokenizer
@@ -157,14 +157,13 @@ class TritonServer:
             # What a server wrote before it failed must not be lost when it is started again.
             output = stack.enter_context(self._log.open("ab" if self._process else "wb")) if self._log else None
             self._process = subprocess.Popen(
-                [*command, *installation.link_backends(self.folder)],
+                mortal([*command, *installation.link_backends(self.folder)]),
                 # The stub imports `server` from its working directory, which it puts first on sys.path.
                 cwd=ROOT,
                 env=installation.environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
-                preexec_fn=die_with_parent,
                 # Ctrl-C in a terminal reaches the launcher only, which drains first; and one signal kills all of it.
                 process_group=0,
             )

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from engines.component import PipelineSpec
-from server.image import Pixels, to_pixels
+from server.image import Pixels, in_encoding, to_pixels
 from server.job import Job
 
 logger = logging.getLogger(__name__)
@@ -144,6 +144,6 @@ class Previewer:
     def _show(self, pending: _Pending) -> None:
         if pending.job.reply.answered:
             return
-        data = pending.projection.encode(pending.clean_latent)
+        data = in_encoding(pending.projection.encode(pending.clean_latent), pending.job.request.encoding)
         if not pending.job.reply.answered:
             self._deliver(pending.job, pending.step, data)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
-PR_SET_PDEATHSIG = 1
+# PR_SET_PDEATHSIG is 1. Whose parent has ended before it was set would never hear of it.
+MORTAL = f"""
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(1, {int(signal.SIGTERM)})
+if os.getppid() != int(sys.argv[1]):
+    sys.exit("the launcher has ended")
+os.execvp(sys.argv[2], sys.argv[2:])
+"""
 POLL_SECONDS = 0.02
 # Fields of /proc/<pid>/stat behind the name, which may hold blanks and brackets itself.
 STATE, GROUP, START = 0, 2, 19
@@ -58,10 +65,15 @@ def kill_group(leader: subprocess.Popen[bytes], seconds: float) -> list[Process]
     return left
 
 
-def die_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when the thread that started it has ended; Linux only."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+def mortal(command: Sequence[str]) -> list[str]:
+    """A command line that runs `command` in its own process, to which the kernel sends SIGTERM when we have ended.
+
+    `subprocess` could do it by `preexec_fn`, but would then run gRPC's fork handlers between fork and exec, which abort
+    the child where a client of ours has open calls. Linux only.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", MORTAL, str(os.getpid()), *command]
 
 
 def _reap(group: int) -> None:

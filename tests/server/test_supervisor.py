@@ -26,7 +26,7 @@ from server.client import Client
 from server.config import ServerConfig
 from server.errors import ServerError, StartupError
 from server.launch import DRAIN_FILE, DRAIN_SECONDS, DRAINED_FILE, Condition, TritonServer, never
-from server.process_group import Process, die_with_parent, kill_group, members
+from server.process_group import Process, kill_group, members, mortal
 from server.repository import FACE, STREAM, deployed_models
 from server.supervisor import HEARTBEAT, HangWatch, RestartPolicy, Supervisor, read_heartbeat
 
@@ -237,7 +237,7 @@ def test_the_heartbeat_is_read_from_metrics(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 def test_a_group_is_found_and_killed_with_all_it_started() -> None:
     script = "sleep 600 & sleep 600 & wait"
-    leader = subprocess.Popen(["sh", "-c", script], process_group=0, preexec_fn=die_with_parent)
+    leader = subprocess.Popen(mortal(["sh", "-c", script]), process_group=0)
     wait_until(lambda: len(members(leader.pid)) == 3, 5)
     found = members(leader.pid)
     assert sorted(process.command[0] for process in found) == ["sh", "sleep", "sleep"]
@@ -247,6 +247,22 @@ def test_a_group_is_found_and_killed_with_all_it_started() -> None:
     assert not any(process.is_alive() for process in found)
     assert leader.returncode == -signal.SIGKILL
     assert kill_group(leader, 5.0) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
+def test_a_mortal_process_ends_with_who_started_it() -> None:
+    starter = (
+        "import subprocess, sys; from server.process_group import mortal; "
+        "child = subprocess.Popen(mortal(['sleep', '600'])); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", starter], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    command = Path(f"/proc/{child}/cmdline")
+    wait_until(lambda: command.read_bytes().startswith(b"sleep"), 5)
+    parent.kill()
+    parent.communicate()
+    wait_until(lambda: not command.exists() or not command.read_bytes(), 5)
 
 
 class Supervised:

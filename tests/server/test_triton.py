@@ -282,12 +282,15 @@ def test_base64_answer_holds_the_picture(server: TritonServer, client: Client) -
     assert json.loads(answer["metadata"])["request"]["seed"] == 3
 
 
-def test_generate_stream_sends_progress_over_http(server: TritonServer) -> None:
-    body = json.dumps({**QUICK, "encoding": "base64", "progress_interval": 2}).encode()
+def test_generate_stream_sends_progress_and_previews_over_http(server: TritonServer) -> None:
+    body = json.dumps({**QUICK, "encoding": "base64", "progress_interval": 2, "preview_interval": 2}).encode()
     request = urllib.request.Request(f"{server.http_url}/v2/models/{STREAM}/generate_stream", body)
     with urllib.request.urlopen(request, timeout=60) as answer:
         events = [json.loads(line[5:]) for line in answer.read().decode().splitlines() if line.startswith("data:")]
-    assert [json.loads(event["progress"])["step"] for event in events if "progress" in event] == [2, 4]
+    told = [json.loads(event["progress"])["step"] for event in events if "progress" in event and "preview" not in event]
+    assert told == [2, 4]
+    previews = [base64.b64decode(event["preview"], validate=True) for event in events if "preview" in event]
+    assert [Image.open(io.BytesIO(preview)).format for preview in previews] == ["JPEG"]
     assert "images" in events[-1]
 
 
