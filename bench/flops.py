@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import math
 import time
 from collections import Counter
@@ -17,15 +18,32 @@ from onnx import TensorProto, helper, numpy_helper
 
 from engines.component import Component, Precision, TensorSpec
 from engines.errors import ArtefactError
-from engines.providers import Settings
+from engines.providers import OPENVINO, Settings
 from engines.runner import open_runner
+from engines.verify import REFERENCE
 
 MULTIPLYING = ("MatMul", "Gemm", "Conv")
 # Nodes that change nothing about a shape, behind which the graph may not tell it.
 TRANSPARENT = ("Cast", "Identity", "QuantizeLinear", "DequantizeLinear")
-# Of a square product: beyond the caches, and short.
-SIDE = 2048
-PRODUCTS = 3
+# Of products, timed together: the quickest counts.
+CALLS = 2
+TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Products of square matrices in one call, an even number: how many, and their side, a power of two."""
+
+    length: int
+    side: int
+
+    @property
+    def operations(self) -> int:
+        return 2 * self.length * self.side**3
+
+
+# Beyond the caches, and short; on a GPU long enough for what a call takes besides.
+CPU_CHAIN, GPU_CHAIN = Chain(2, 2048), Chain(64, 4096)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +118,9 @@ def _products(node: onnx.NodeProto, shapes: Mapping[str, list[float]], path: Pat
 
 
 class Product:
-    """A large square matrix product by a provider, as the measure of what the machine can do.
+    """Large square matrix products by a provider, one after the other, as the measure of what the machine can do.
+
+    Only a column goes in and comes out, so that copies to a GPU and back do not count.
 
     Args:
         precision: of the matrices.
@@ -111,58 +131,80 @@ class Product:
     """
 
     def __init__(self, provider: str, precision: Precision, settings: Settings, folder: Path) -> None:
-        square = TensorSpec("x", "float32", (SIDE, SIDE)), TensorSpec("y", "float32", (SIDE, SIDE))
-        component = Component("product", f"product-{precision}.onnx", square[:1], square[1:])
-        onnx.save_model(_product(precision), folder / component.file)
+        self._chain = CPU_CHAIN if provider.startswith((REFERENCE, OPENVINO)) else GPU_CHAIN
+        x, y = (TensorSpec(name, "float32", (self._chain.side, 1)) for name in "xy")
+        component = Component("product", f"product-{precision}.onnx", (x,), (y,))
+        onnx.save_model(_graph(precision, self._chain), folder / component.file)
         self._runner = open_runner(component, folder, provider, settings)
-        self._x = np.random.default_rng(0).standard_normal((SIDE, SIDE)).astype(np.float32)
+        self._x = np.random.default_rng(0).uniform(-1, 1, (self._chain.side, 1)).astype(np.float32)
         self.best = 0.0
         # The first ones may compile, and wake threads.
         self.flops()
 
     def flops(self) -> float:
-        """Operations a second of the quickest of some products, now."""
+        """Operations a second of the quickest of some calls, now."""
         seconds = []
-        for _ in range(PRODUCTS):
+        for _ in range(CALLS):
             started = time.perf_counter()
             self._runner.infer({"x": self._x})
             seconds.append(time.perf_counter() - started)
-        now = 2 * SIDE**3 / min(seconds)
+        now = self._chain.operations / min(seconds)
         self.best = max(self.best, now)
         return now
 
 
-def _product(precision: Precision) -> onnx.ModelProto:
-    """x times a constant matrix, in that precision inside."""
-    weights = np.eye(SIDE, dtype=np.float32)
-    if precision == "int8":
-        constants, nodes = _quantised(weights)
-    else:
-        inside = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}[precision]
-        constants = [numpy_helper.from_array(weights, "w")]
-        nodes = [
-            helper.make_node("Cast", ["x"], ["x_inside"], to=inside),
-            helper.make_node("Cast", ["w"], ["w_inside"], to=inside),
-            helper.make_node("MatMul", ["x_inside", "w_inside"], ["y_inside"]),
-            helper.make_node("Cast", ["y_inside"], ["y"], to=TensorProto.FLOAT),
-        ]
-    edge = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SIDE, SIDE]) for name in "xy"]
-    graph = helper.make_graph(nodes, "product", edge[:1], edge[1:], constants)
+def rotation(side: int) -> npt.NDArray[np.float32]:
+    """Sylvester's orthogonal Hadamard matrix, of a side that is a power of two.
+
+    It is its own inverse, so that a chain neither grows nor fades; and has no zeros, with which a GPU would take less
+    power, and be quicker, than with any network.
+    """
+    found = np.ones((1, 1), np.float32)
+    while len(found) < side:
+        found = np.block([[found, found], [found, -found]])
+    return found / np.float32(math.sqrt(side))
+
+
+def _graph(precision: Precision, chain: Chain) -> onnx.ModelProto:
+    """y is the greatest of each row of a chain that begins with x times a row of -1 and 1: x without its sign."""
+    signs = np.random.default_rng(1).choice(np.array([-1, 1], np.float32), (1, chain.side))
+    constants, nodes = _quantised(chain) if precision == "int8" else _floating(chain, TYPES[precision])
+    constants += [numpy_helper.from_array(signs, "signs"), numpy_helper.from_array(np.array([1]), "columns")]
+    nodes.insert(0, helper.make_node("Mul", ["x", "signs"], ["begun"]))
+    nodes.append(helper.make_node("ReduceMax", ["ended", "columns"], ["y"], keepdims=1))
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [chain.side, 1]) for name in "xy")
+    graph = helper.make_graph(nodes, "product", [x], [y], constants)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def _quantised(weights: npt.NDArray[np.float32]) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
+def _floating(chain: Chain, inside: int) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
+    """From `begun` to `ended`, in that type between."""
+    products = [helper.make_node("MatMul", [f"x_{i}", "w_inside"], [f"x_{i + 1}"]) for i in range(chain.length)]
+    return [numpy_helper.from_array(rotation(chain.side), "w")], [
+        helper.make_node("Cast", ["begun"], ["x_0"], to=inside),
+        helper.make_node("Cast", ["w"], ["w_inside"], to=inside),
+        *products,
+        helper.make_node("Cast", [f"x_{chain.length}"], ["ended"], to=TensorProto.FLOAT),
+    ]
+
+
+def _quantised(chain: Chain) -> tuple[list[TensorProto], list[onnx.NodeProto]]:
     """As an int8 export has its products: both factors rounded, and taken to be what they stand for."""
+    weights = rotation(chain.side)
+    largest = float(weights.max())
     constants = [
-        numpy_helper.from_array((127 * weights).astype(np.int8), "w_rounded"),
-        helper.make_tensor("w_scale", TensorProto.FLOAT, [], [1 / 127]),
+        numpy_helper.from_array((127 / largest * weights).round().astype(np.int8), "w_rounded"),
+        helper.make_tensor("w_scale", TensorProto.FLOAT, [], [largest / 127]),
         helper.make_tensor("x_scale", TensorProto.FLOAT, [], [1 / 32]),
         helper.make_tensor("zero", TensorProto.INT8, [], [0]),
     ]
-    nodes = [
-        helper.make_node("QuantizeLinear", ["x", "x_scale", "zero"], ["x_rounded"]),
-        helper.make_node("DequantizeLinear", ["x_rounded", "x_scale", "zero"], ["x_inside"]),
-        helper.make_node("DequantizeLinear", ["w_rounded", "w_scale", "zero"], ["w_inside"]),
-        helper.make_node("MatMul", ["x_inside", "w_inside"], ["y"]),
-    ]
+    nodes = [helper.make_node("DequantizeLinear", ["w_rounded", "w_scale", "zero"], ["w_inside"])]
+    names = ["begun", *(f"x_{i}" for i in range(1, chain.length)), "ended"]
+    for before, after in itertools.pairwise(names):
+        rounded, inside = f"{before}_rounded", f"{before}_inside"
+        nodes += [
+            helper.make_node("QuantizeLinear", [before, "x_scale", "zero"], [rounded]),
+            helper.make_node("DequantizeLinear", [rounded, "x_scale", "zero"], [inside]),
+            helper.make_node("MatMul", [inside, "w_inside"], [after]),
+        ]
     return constants, nodes

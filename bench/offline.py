@@ -1,6 +1,6 @@
 """How long each component takes by itself, over rows and sizes, and how much of the machine's speed that is.
 
-Operations are counted from the graph; the machine's peak is a large matrix product by the same provider, in the same
+Operations are counted from the graph; the machine's peak is of large matrix products by the same provider, in the same
 precision, taken between the calls, so that both meet the same machine. What is missing to it went into all that is not
 a product: norms, softmax, moving data.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import statistics
 import tempfile
 import time
@@ -29,7 +30,6 @@ from engines.verify import arithmetic
 
 # Side of the blocks that an exported graph counts a latent in.
 BLOCK = 8
-PAGE = 4096
 # Calls between two measurements of the peak; each group begins with a call that is not counted, for the caches.
 GROUP = 5
 
@@ -236,7 +236,7 @@ def timed(call: Callable[[], object], repeats: int) -> list[float]:
 def resident_bytes() -> int:
     """Of this process, 0 where the kernel does not tell."""
     status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * PAGE if status.exists() else 0
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def numbers(text: str, option: str) -> list[int]:
