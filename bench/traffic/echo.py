@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import json
 import multiprocessing
+import signal
 from collections.abc import AsyncIterator, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
@@ -54,6 +55,8 @@ def echoing() -> Iterator[str]:
 
 
 def _process(pipe: Connection) -> None:
+    # Ctrl-C is for the one who started it, and ends it when the load has ended.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     asyncio.run(_serve(pipe))
 
 

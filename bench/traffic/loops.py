@@ -35,6 +35,9 @@ class Halt:
 
     def note(self, outcome: Outcome) -> None:
         """Look at what became of a request."""
+        if outcome.status == "left":
+            # Its client did not wait for the server to say anything.
+            return
         if outcome.status not in ("disconnected", "lost"):
             self._gone_since = None
             return
@@ -66,11 +69,12 @@ async def open_loop(
     """Send each request at its time, however many are open; outcomes in that order.
 
     Args:
-        begun: when the times count from, by the monotonic clock; now, when absent.
+        begun: when the times count from, by the monotonic clock, of a caller that has settled; now, when absent.
         halt: ends the load early; what is open then and not answered soon has no outcome.
     """
-    settle()
-    begun = time.monotonic() if begun is None else begun
+    if begun is None:
+        settle()
+        begun = time.monotonic()
     tasks: list[asyncio.Task[Outcome]] = []
     for asked, due in zip(requests, times, strict=False):
         while (left := begun + due - time.monotonic()) > LOOK_SECONDS and not (halt and halt.reason):

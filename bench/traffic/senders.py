@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 
 from bench.serving import Address
 from bench.traffic.asking import Connections, Outcome, ask, built
-from bench.traffic.loops import Halt, closed_loop, open_loop
+from bench.traffic.loops import Halt, closed_loop, open_loop, settle
 from bench.traffic.mix import NOTHING, Asked, Given, Mix
 from server.async_client import Message
 from server.errors import InvalidRequest, ServerError
@@ -85,6 +85,8 @@ async def send_share(share: Share, halt: Halt, begin: Callable[[], float]) -> Se
         async def send(asked: Asked, intended: float) -> Outcome:
             return await ask(connections, asked, intended, share.limit, messages.pop(asked.number, None))
 
+        # It takes longer the more was prepared, and would make the first requests late.
+        settle()
         begun = begin()
         cpu = time.process_time()
         if share.times:
@@ -181,14 +183,20 @@ def _gathered(pipes: list[Connection], halt: Halt) -> Sent:
         while not pipe.poll(0.2):
             if halt.reason and not told:
                 told = True
-                for other in pipes:
-                    other.send(halt.reason)
+                _tell(pipes, halt.reason)
         part: Sent = pipe.recv()
         sent.outcomes += part.outcomes
         sent.reason = sent.reason or part.reason
         sent.cpu_seconds += part.cpu_seconds
     sent.outcomes.sort(key=lambda outcome: outcome.asked.number)
     return sent
+
+
+def _tell(pipes: list[Connection], reason: str) -> None:
+    for pipe in pipes:
+        # One that has sent its share is gone, and what it found waits in its pipe.
+        with contextlib.suppress(OSError):
+            pipe.send(reason)
 
 
 def _process(share: Share, pipe: Connection) -> None:

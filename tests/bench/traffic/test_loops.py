@@ -128,6 +128,18 @@ def test_one_broken_connection_is_no_end() -> None:
     assert patient.reason is None
 
 
+def test_a_client_that_leaves_says_nothing_of_the_server() -> None:
+    halt, asked = Halt(patience=0.0), Mix().asked(0)
+    halt.note(Outcome(asked, "left", 0, 0, 0))
+    assert halt.reason is None
+    halt = Halt(patience=0.05)
+    halt.note(Outcome(asked, "disconnected", 0, 0, 0))
+    halt.note(Outcome(asked, "left", 0, 0, 0))
+    time.sleep(0.1)
+    halt.note(Outcome(asked, "disconnected", 0, 0, 0))
+    assert halt.reason is not None
+
+
 def test_what_is_open_when_a_load_is_interrupted_has_no_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loops, "GRACE_SECONDS", 0.05)
     halt = Halt()
