@@ -25,7 +25,7 @@ from bench.simulated.fleet import Balancer, Costs
 from bench.simulated.planning import Case, OneServer, Planned, Planner, one_server, tails
 from bench.simulated.plans import measures, plots, singles, table
 from bench.traffic.bisection import CONFIDENCE
-from bench.traffic.mix_options import WORKLOADS, add_mix_options, mix_of, numbers, variation_of
+from bench.traffic.mix_options import WORKLOADS, add_mix_options, listed, mix_of, variation_of
 from bench.traffic.slo import Slo, add_slo_options, slos_of
 from bench.traffic.workload import settings
 from server.errors import ServerError
@@ -48,14 +48,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--request-ms", type=float, default=0.0, help="of a request outside the device, such as network"
     )
     load = parser.add_argument_group("load")
-    load.add_argument("--rate", type=numbers(float), help="requests a second, as 10,50,100 (multiples of one server's)")
+    load.add_argument("--rate", type=listed(float), help="requests a second, as 10,50,100 (multiples of one server's)")
     load.add_argument("--workload", help=f"{' or '.join(WORKLOADS)}, or a YAML file as `bench online` takes")
     add_mix_options(parser)
     add_slo_options(parser)
     plan = parser.add_argument_group("simulation")
     plan.add_argument("--balancer", choices=get_args(Balancer), default="least_outstanding", help="in front of them")
     plan.add_argument(
-        "--batchers", type=numbers(str), default=tuple(BATCHERS), help=f"some of {', '.join(BATCHERS)} (all)"
+        "--batchers", type=listed(str), default=tuple(BATCHERS), help=f"some of {', '.join(BATCHERS)} (all)"
     )
     plan.add_argument("--requests", type=int, default=400, help="of a run, for each server that could do the work")
     plan.add_argument("--seeds", type=int, default=2, help="arrival sequences")

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bench.online import listed
 from bench.reporting.measures import Measure, Plot, told
 from bench.serving import Address, add_server_options, server_of
 from bench.traffic import tally
@@ -23,6 +22,7 @@ from bench.traffic.arrivals import Bursts
 from bench.traffic.echo import echoing
 from bench.traffic.latencies import milliseconds
 from bench.traffic.mix import FACES, Mix
+from bench.traffic.mix_options import listed
 from bench.traffic.points import Load, Point, measure_point
 from server.errors import ServerError
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bench.reporting.measures import told
 from bench.serving import Address, add_server_options, server_of
@@ -22,8 +22,9 @@ from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.arrivals import Arrivals, Bursts, Ramp
 from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.loops import closed_loop
-from bench.traffic.mix import ALL_FACES, FACES, Asked, Given, Mix
-from bench.traffic.points import Load, Point, failures, figures, measure_point
+from bench.traffic.mix import Asked, Given, Mix
+from bench.traffic.mix_options import faces, listed, said
+from bench.traffic.points import METRICS_SECONDS, Load, Point, failures, figures, measure_point
 from bench.traffic.spread import some
 from bench.traffic.telling import measures, plots
 from bench.traffic.trace import read_trace, size_of
@@ -34,17 +35,6 @@ from server.repository import FACE, STREAM
 WARM_UP_SEED = 1_000_003
 CONCURRENCY = 16
 REQUESTS = 200
-Item = TypeVar("Item")
-
-
-def listed(convert: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
-    """Of an option's text: values between commas."""
-
-    def values(text: str) -> tuple[Item, ...]:
-        return tuple(convert(part.strip()) for part in text.split(","))
-
-    values.__name__ = f"list of {getattr(convert, '__name__', 'values').strip('_')}"
-    return values
 
 
 def ramp(text: str) -> tuple[float, float, float]:
@@ -57,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_server_options(parser)
     parser.add_argument("--workload", type=Path, help="a YAML file, as in bench/workloads; options go before it")
     mix = parser.add_argument_group("requests", "where values are listed with commas, each is as likely")
-    mix.add_argument("--face", choices=(*ALL_FACES, "both"), help="unary model, stream, both, or unary over HTTP")
+    mix.add_argument("--face", type=faces, help="unary model, stream, both, or unary over http (unary)")
     mix.add_argument("--steps", type=listed(int), help="denoising steps, as 4,20,50 (20)")
     mix.add_argument("--samplers", type=listed(str), help="as euler,dpmpp_2m,ddim (euler)")
     mix.add_argument("--guidance", type=listed(float), help="1 or less takes one row, more takes two (7.5)")
@@ -90,23 +80,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     load.add_argument("--scrape-seconds", type=float, default=1.0, help="between readings of the server's metrics")
 
 
-# Of the options of a mix: its field, and how the option's value goes there.
-MIX_OPTIONS: Mapping[str, str] = {
-    "steps": "steps",
-    "samplers": "samplers",
-    "guidance": "guidance",
-    "size": "sizes",
-    "images": "images",
-    "format": "formats",
-    "clients": "clients",
-    "cancel_share": "cancel_share",
-    "cancel_within": "leave_within",
-    "malformed_share": "malformed_share",
-    "preview_interval": "preview_interval",
-    "seed": "seed",
-}
-
-
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Latencies by outcome, throughput, goodput, and what the server says of itself, for every point.
 
@@ -129,19 +102,19 @@ def mix_of(options: argparse.Namespace, workload: Workload | None = None) -> Mix
     """The mix that the options describe, and where they say nothing the workload.
 
     Raises:
-        ServerError: shares that are none.
+        ServerError: shares that are none, or numbers below 0.
     """
-    found = dict(workload.mix if workload else {})
-    found |= {name: value for option, name in MIX_OPTIONS.items() if (value := getattr(options, option)) is not None}
-    if options.face is not None:
-        found["faces"] = FACES if options.face == "both" else (options.face,)
+    found = {**(workload.mix if workload else {}), **said(options)}
     if options.timeout_ms is not None:
         found["timeouts_ms"] = (options.timeout_ms,)
     mix = Mix(**found)
-    if min(mix.cancel_share, mix.malformed_share) < 0 or mix.cancel_share + mix.malformed_share > 1:
-        raise ServerError(
-            f"--cancel-share and --malformed-share are {mix.cancel_share} and {mix.malformed_share}: give parts of 1"
-        )
+    shares = mix.cancel_share, mix.malformed_share
+    if not (min(shares) >= 0 and sum(shares) <= 1):
+        raise ServerError(f"--cancel-share and --malformed-share are {shares[0]} and {shares[1]}: give parts of 1")
+    if isinstance(mix.clients, int) and mix.clients < 0:
+        raise ServerError(f"--clients is {mix.clients}: give 0 or more")
+    if not 0 <= mix.leave_within < math.inf:
+        raise ServerError(f"--cancel-within is {mix.leave_within}: give seconds, 0 or more")
     return mix
 
 
@@ -170,7 +143,11 @@ def loads_of(options: argparse.Namespace, workload: Workload | None = None) -> l
         reading=options.scrape_seconds,
     )
     loads = [replace(base, arrivals=one) for one in arrivals]
-    return loads or [replace(base, concurrency=one) for one in concurrency]
+    loads = loads or [replace(base, concurrency=one) for one in concurrency]
+    labels = [load.label for load in loads]
+    if twice := [label for label in labels if labels.count(label) > 1]:
+        raise ServerError(f"the sweep has {twice[0]} twice: give each point once")
+    return loads
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
@@ -180,9 +157,6 @@ def _check_numbers(options: argparse.Namespace) -> None:
         for one in value if isinstance(value, tuple) else () if value is None else (value,):
             if not 0 < one < float("inf"):
                 raise ServerError(f"--{name.replace('_', '-')} is {one}: give a number above 0")
-    for name in ("concurrency", "rate"):
-        if len(set(getattr(options, name) or ())) < len(getattr(options, name) or ()):
-            raise ServerError(f"--{name} has a value twice: give each point once")
 
 
 def _arrivals(options: argparse.Namespace, workload: Workload) -> tuple[Arrivals, ...]:
@@ -201,14 +175,32 @@ async def measured(address: Address, mix: Mix, loads: list[Load], warm_up: int, 
     async with Connections(address.grpc, loads[0].connections, address.http) as connections:
         await check(connections, mix)
         alone = await _prepared(connections, mix, loads[0], warm_up, repeats, given)
+    if address.metrics:
+        # They lag behind, and what was sent so far is not to be counted.
+        await asyncio.sleep(METRICS_SECONDS)
+    points, wrong = await _swept(address, mix, loads)
+    return _result(points, alone, mix, loads, wrong)
+
+
+async def _swept(address: Address, mix: Mix, loads: list[Load]) -> tuple[list[Point], list[str]]:
+    """The points up to one that ends early, and why the next could not be measured.
+
+    Raises:
+        ServerError: there is no point.
+    """
     points: list[Point] = []
     for number, load in enumerate(loads):
         # A request that was drawn at an earlier point may be answered from a cache, and its id may be open still.
         own = replace(mix, name=f"{mix.name}-{number}", seed=mix.seed + number)
-        points.append(await measure_point(address, own, load))
+        try:
+            points.append(await measure_point(address, own, load))
+        except ServerError as error:
+            if not points:
+                raise
+            return points, [f"{load.label}: {error}"]
         if points[-1].reason:
             break
-    return _result(points, alone, mix, loads)
+    return points, []
 
 
 async def check(connections: Connections, mix: Mix) -> None:
@@ -217,10 +209,10 @@ async def check(connections: Connections, mix: Mix) -> None:
     Raises:
         ServerError: what is wrong instead.
     """
-    faces = set(some(mix.faces))
-    if "http" in faces:
+    wanted = set(some(mix.faces))
+    if "http" in wanted:
         await connections.http.check()
-    models = [model for face, model in (("unary", FACE), ("stream", STREAM)) if face in faces]
+    models = [model for face, model in (("unary", FACE), ("stream", STREAM)) if face in wanted]
     if models:
         await connections[0].check(models)
 
@@ -236,9 +228,9 @@ async def _prepared(
     return await measure_alone(send, replace(calm, name="alone"), repeats, given)
 
 
-def _result(points: list[Point], alone: Alone, mix: Mix, loads: list[Load]) -> dict[str, Any]:
+def _result(points: list[Point], alone: Alone, mix: Mix, loads: list[Load], missing: list[str]) -> dict[str, Any]:
     reports = [figures(point, alone) for point in points]
-    wrong = failures(points, reports)
+    wrong = failures(points, reports) + missing
     for problem in dict.fromkeys(report["server_not_read"] for report in reports if "server_not_read" in report):
         print(f"online: {problem}", file=sys.stderr)
     single = reports[0] if len(loads) == 1 else {}

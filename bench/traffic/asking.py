@@ -34,6 +34,7 @@ class Outcome:
         sent, ended: when it was sent, and answered or left.
         first_preview: when that came.
         timing: of the server's metadata.
+        cached: whether the server had the answer already.
     """
 
     asked: Asked
@@ -44,6 +45,7 @@ class Outcome:
     message: str = ""
     first_preview: float | None = None
     timing: Mapping[str, float] = field(default_factory=dict)
+    cached: bool = False
 
     @property
     def seconds(self) -> float:
@@ -171,9 +173,10 @@ async def ask(
     finally:
         if own is not None:
             await own.close()
-    timing: Mapping[str, float] = result.metadata.get("timing", {}) if result is not None else {}
+    told: Mapping[str, Any] = result.metadata if result is not None else {}
+    times = {"timing": told.get("timing", {}), "cached": bool(told.get("cached"))}
     ended = asking.ended or time.monotonic()
-    return Outcome(asked, status, intended, sent, ended, words, asking.first_preview, timing)
+    return Outcome(asked, status, intended, sent, ended, words, asking.first_preview, **times)
 
 
 async def _answered(asking: _Asking, limit: float) -> tuple[Status, str, Result | None]:

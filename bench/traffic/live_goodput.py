@@ -18,9 +18,10 @@ from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.attempt import Attempted, Gone, Terms, attempt
 from bench.traffic.bisection import CONFIDENCE, Search, Trial
-from bench.traffic.mix import ALL_FACES, Asked, Kind, Mix
-from bench.traffic.mix_options import mix_of, numbers, variation_of
+from bench.traffic.mix import Asked, Kind, Mix
+from bench.traffic.mix_options import faces, listed, mix_of, variation_of
 from bench.traffic.slo import Slo, slos_of
+from bench.traffic.trace import size_of
 from bench.traffic.workload import settings
 from server.errors import ServerError
 
@@ -36,19 +37,13 @@ Item = TypeVar("Item")
 
 def add_live_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("on a live server")
-    group.add_argument("--size", type=numbers(int), help="sides of square pictures, in pixels (128)")
-    group.add_argument("--images", type=numbers(int), help="of one request (1)")
-    group.add_argument("--face", type=_faces, help=f"one of {', '.join(ALL_FACES)} (unary)")
+    group.add_argument("--size", type=listed(size_of), help="of pictures: 128, or height x width as 128x192 (128)")
+    group.add_argument("--images", type=listed(int), help="of one request (1)")
+    group.add_argument("--face", type=faces, help="unary, stream, both of these, or http (unary)")
     group.add_argument("--apart", type=float, default=0.05, help="by which neighbouring rates differ, a part of them")
     group.add_argument("--seconds", type=float, default=300.0, help="for each limit; then what is known is told")
     group.add_argument("--repeats", type=int, default=5, help="of each kind alone, to learn its latency")
     group.add_argument("--limit", type=float, default=60.0, help="seconds without an answer that count as none")
-
-
-def _faces(text: str) -> tuple[str, ...]:
-    if text not in ALL_FACES:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(ALL_FACES)}")
-    return (text,)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -128,6 +128,7 @@ def figures(point: Point, alone: Alone) -> dict[str, Any]:
         "load": point.label,
         "offered": point.load.offered,
         "outcomes": dict(Counter(outcome.status for outcome in outcomes)),
+        "answered_from_cache": sum(outcome.cached for outcome in outcomes),
         "images_per_second": round(tally.images_per_second(outcomes), 3),
         "requests_per_second": round(tally.requests_per_second(outcomes), 3),
         "goodput_images_per_second": tally.goodputs(outcomes, lambda asked: alone.seconds(asked.kind)),

@@ -67,25 +67,30 @@ def _rise(before: Samples, after: Samples, name: str, suffix: str) -> float:
 
 @contextlib.asynccontextmanager
 async def watching(url: str | None, every: float) -> AsyncIterator[Watched]:
-    """Read the metrics at an address until the block ends; a server that does not let them be read is no error."""
+    """Read the metrics at an address before the block, during it and after it.
+
+    A server that does not let them be read is no error. After a block that raises nothing is read.
+    """
     watched = Watched()
     if url is None:
         watched.problem = "the server's metrics were not read: their address is not known; give --metrics-url"
         yield watched
         return
+    watched.problem = await _read(watched, url)
     task = asyncio.create_task(_watch(watched, url, every))
     try:
         yield watched
     finally:
         task.cancel()
         await asyncio.wait({task})
+    if watched.problem is None:
+        watched.problem = await _read(watched, url)
 
 
 async def _watch(watched: Watched, url: str, every: float) -> None:
     while watched.problem is None:
-        at = time.monotonic()
+        await asyncio.sleep(every)
         watched.problem = await _read(watched, url)
-        await asyncio.sleep(max(0.0, at + every - time.monotonic()))
 
 
 async def _read(watched: Watched, url: str) -> str | None:

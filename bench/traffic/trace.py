@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -75,9 +76,15 @@ def _read_line(file: Path, line: int, cells: Mapping[str | None, Any]) -> tuple[
 
 def _moment(text: str) -> float | datetime.datetime:
     if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text):
-        return float(text)
+        return _finite(float(text))
     moment = datetime.datetime.fromisoformat(text)
     return moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)
+
+
+def _finite(seconds: float) -> float:
+    if not math.isfinite(seconds):
+        raise ValueError(seconds)
+    return seconds
 
 
 def _whole(name: str) -> Callable[[str], int]:

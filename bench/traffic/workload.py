@@ -197,7 +197,7 @@ def _clients(node: Node) -> Any:
 
 
 def _tasks(node: Node) -> Spread[Task]:
-    read = [_task(one) for one in (node.items() if isinstance(node.value, list) else [node])]
+    read = [_task(one) for one in _one_or_more(node)]
     return Weighted(tuple(task for task, _ in read), tuple(weight for _, weight in read))
 
 
@@ -232,15 +232,18 @@ def _arrivals(node: Node) -> tuple[tuple[Arrivals, ...], tuple[int, ...]]:
     if missing := [name for name in PROCESSES[process] if name not in (*found, *OPTIONAL)]:
         raise node.wrong(f"{missing[0]} too, since process is {process}")
     if process == "closed":
-        return (), tuple(_spread(found["concurrency"], whole(1, MAX_CLIENTS)))  # type: ignore[arg-type]
+        return (), tuple(whole(1, MAX_CLIENTS)(clients) for clients in _one_or_more(found["concurrency"]))
     if process == "ramp":
         return (Ramp(*(_above_zero(found[name]) for name in ("from", "to", "seconds"))),), ()
     if process == "trace":
         speed = _above_zero(found["speed"]) if "speed" in found else 1.0
         return (read_trace(node.file.parent / _text(found["file"]), speed),), ()
     variation = _above_zero(found["cv"]) if "cv" in found else 1.0
-    rates = found["rate"].items() if isinstance(found["rate"].value, list) else [found["rate"]]
-    return tuple(Bursts(_above_zero(rate), variation) for rate in rates), ()
+    return tuple(Bursts(_above_zero(rate), variation) for rate in _one_or_more(found["rate"])), ()
+
+
+def _one_or_more(node: Node) -> list[Node]:
+    return node.items() if isinstance(node.value, list) else [node]
 
 
 def _all_keys() -> dict[str, None]:

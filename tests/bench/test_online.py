@@ -84,10 +84,13 @@ def test_the_device_is_the_one_of_the_other_programs() -> None:
     ("texts", "message"),
     [
         (["--cancel-share", "0.7", "--malformed-share", "0.4"], "give parts of 1"),
+        (["--cancel-share", "nan"], "give parts of 1"),
+        (["--clients", "-1"], "--clients is -1: give 0 or more"),
+        (["--cancel-within", "-1"], "--cancel-within is -1.0"),
         (["--rate", "-1"], "--rate is -1.0: give a number above 0"),
         (["--rate", "0"], "--rate is 0.0: give a number above 0"),
         (["--rate", "2,nan"], "--rate is nan"),
-        (["--rate", "2,2"], "--rate has a value twice"),
+        (["--rate", "2,2"], "the sweep has 2/s twice"),
         (["--concurrency", "0"], "--concurrency is 0"),
         (["--requests", "0"], "--requests is 0"),
         (["--ramp", "0:4:10"], "the first rate of arrivals is 0: give a number above 0"),
@@ -218,6 +221,31 @@ def test_a_server_that_may_not_be_read_is_measured_all_the_same(
     assert "coordinated omission" in found["points"][0]["latency_counts_from"]
     assert "server_counted" not in found["points"][0]
     assert {plot["title"] for plot in found["plots"]} >= {"Latency over throughput", "Goodput over load"}
+
+
+def test_a_point_that_cannot_be_measured_leaves_those_before(tmp_path: Path) -> None:
+    result = tmp_path / "online.json"
+    options = ["--rate", "100,0.0001", "--duration", "0.3", "--json", str(result)]
+    with OddTriton() as server:
+        assert main(["online", "--url", server.url, *FEW[:4], *FEW[6:], *options]) == 1
+    found = json.loads(result.read_text())
+    assert found["partial"] is True
+    assert [point["load"] for point in found["points"]] == ["100/s"]
+    assert found["failures"] == ["0.0001/s: no request comes in 0.3 s at 0.0001/s: give a longer --duration"]
+
+
+def test_answers_from_a_cache_are_counted(tmp_path: Path) -> None:
+    def kept(request: object) -> object:
+        answer = answered(request)
+        metadata = {**json.loads(answer.raw_output_contents[1][4:]), "cached": True}
+        text = json.dumps(metadata).encode()
+        answer.raw_output_contents[1] = len(text).to_bytes(4, "little") + text
+        return answer
+
+    result = tmp_path / "online.json"
+    with OddTriton(kept) as server:
+        assert ended(server.url, "--json", str(result)) == 0
+    assert json.loads(result.read_text())["answered_from_cache"] == 40
 
 
 def test_several_processes_send_each_request_once(tmp_path: Path) -> None:

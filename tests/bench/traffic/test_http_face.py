@@ -35,7 +35,12 @@ def test_a_request_has_its_values_after_the_json() -> None:
         ("sigmas", "FP32", [2]),
         ("init_image", "BYTES", [1]),
     ]
-    values = (b"\x02\0\0\0" + "é".encode(), struct.pack("<q", 5), np.array([3, 1], np.float32).tobytes(), b"\x04\0\0\0\x89PNG")
+    values = (
+        b"\x02\0\0\0" + "é".encode(),
+        struct.pack("<q", 5),
+        np.array([3, 1], np.float32).tobytes(),
+        b"\x04\0\0\0\x89PNG",
+    )
     assert body[length:] == b"".join(values)
     assert [one["parameters"]["binary_data_size"] for one in told["inputs"]] == [len(value) for value in values]
 

@@ -51,6 +51,7 @@ def test_moments_may_be_dates(tmp_path: Path) -> None:
         ("time\n", "has no requests"),
         ("time\nsoon\n", "line 2: time is 'soon': give seconds, or a moment"),
         ("time\nnan\n", "line 2: time is 'nan'"),
+        ("time\n0\n1e999\n", "line 3: time is '1e999'"),
         ("time,steps\n1,20\n2,0\n", "line 3: steps is '0': give an integer from 1 to 500"),
         ("time,steps\n1,many\n", "line 2: steps is 'many'"),
         ("time,guidance\n1,nan\n", "line 2: guidance is 'nan'"),

@@ -137,6 +137,7 @@ def test_the_examples_have_all_tasks() -> None:
         ("arrivals: {process: poisson, rate: [1, -2]}", "arrivals.rate[1] is -2"),
         ("arrivals: {process: poisson, rate: 1, cv: 2}", "arrivals.cv is no key"),
         ("arrivals: {process: closed, concurrency: 0}", "arrivals.concurrency is 0"),
+        ("arrivals: {process: closed, concurrency: {1: 2}}", "arrivals.concurrency is {1: 2}: give an integer"),
         ("arrivals: {process: trace, file: none.csv}", "none.csv cannot be read as a trace"),
         ("load: {requests: 1.5}", "load.requests is 1.5: give an integer"),
         ("load: {pace: 3}", "load.pace is no key"),
