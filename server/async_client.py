@@ -26,8 +26,8 @@ Message: TypeAlias = Any
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
-    r"failed to connect|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|goaway|"
-    r"(recv|send)msg|keepalive|endpoint clos|transport clos",
+    r"failed to connect|dns resolution|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|"
+    r"goaway|(recv|send)msg|keepalive|endpoint clos|transport clos",
     re.IGNORECASE,
 )
 CHANNEL = (

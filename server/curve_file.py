@@ -54,7 +54,7 @@ class CurveFile:
             return cls(path, fingerprint, checkpoint, str(content["provider"]), measured)
         except OSError as error:
             raise ServerError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
             raise ServerError(f"{path} is no result of `bench offline` ({error!r}); {_REMEDY}") from error
 
     def sizes(self, component: str) -> list[str]:

@@ -51,6 +51,7 @@ def test_points_are_seconds_by_rows(tmp_path: Path) -> None:
         '{"provider": "cpu", "timings": 3}',
         json.dumps({**RESULT, "timings": [{**TIMINGS[0], "median_ms": 0}]}),
         json.dumps({**RESULT, "timings": [{**TIMINGS[0], "rows": 0}]}),
+        json.dumps({**RESULT, "timings": [{**TIMINGS[0], "rows": float("inf")}]}),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str) -> None:
