@@ -1,8 +1,8 @@
 """What changed from one result to another beyond noise: each figure's ratio B over A, its interval, and a verdict.
 
-Where both have four repetitions or more, a figure differs if the rank test of Mann and Whitney and a bootstrap of its
-median (or mean) both say so. Otherwise it differs if its ranges do not meet, and where no spread is known, if it is off
-by more than --tolerance. Each verdict stands by itself: of many figures that did not change, a few will look as if.
+Where both have enough repetitions (four, for 95 % confidence), a figure differs if the rank test of Mann and Whitney
+and a bootstrap of its median (or mean) both say so. Otherwise it differs if its ranges do not meet, or without a spread, if it is
+off by more than --tolerance. Each verdict stands by itself: of many figures that did not change, a few will look as if.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("b", metavar="B.json", type=Path, help="the result that is judged")
     parser.add_argument(
         "--threshold", type=part, metavar="5%",
-        help="exit code 1 if a figure is worse beyond noise, and by more than this",
+        help="exit code 1 if a figure is worse beyond noise, and by more than this, or is missing in B",
     )  # fmt: skip
     parser.add_argument(
         "--tolerance", type=part, default=0.1, metavar="10%",
-        help="by how much figures without a known spread, or of two or three repetitions, may differ (default: 10%%)",
+        help="by how much figures without a known spread, or of too few repetitions, may differ (default: 10%%)",
     )  # fmt: skip
     parser.add_argument("--confidence", type=part, default=0.95, metavar="95%", help="of one verdict (default: 95%%)")
 

@@ -20,11 +20,9 @@ from server.errors import ServerError
 Verdict: TypeAlias = Literal["better", "worse", "changed", "same", "only in A", "only in B", "other unit"]
 Interval: TypeAlias = tuple[float, float]
 Basis: TypeAlias = Literal["samples", "ranges", "no spread known", ""]
-# With fewer on either side, no rank test can tell anything apart with 95 % confidence.
-TESTABLE = 4
 # Options that say where something is kept, not what is measured.
 PLACES = ("--json", "--html", "--log", "--out", "--pictures")
-COMPARED = ("processor", "cores", "memory_gib", "system", "python", "packages")
+COMPARED = ("processor", "cores", "gpus", "memory_gib", "system", "python", "packages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +98,8 @@ def _judged(a: Measure, b: Measure, judging: Judging) -> tuple[Interval | None, 
     """The interval of b / a, what it rests on, and whether they differ."""
     if a.value == b.value:
         return None, "", False
-    if min(len(a.samples), len(b.samples)) >= TESTABLE:
+    counts = len(a.samples), len(b.samples)
+    if min(counts) > 1 and testable(*counts, judging.confidence):
         return _by_samples(a, b, judging)
     ranges = _range(a), _range(b)
     far = abs(b.value - a.value) > judging.tolerance * abs(a.value)
@@ -110,8 +109,13 @@ def _judged(a: Measure, b: Measure, judging: Judging) -> tuple[Interval | None, 
     interval = (b_low / a_high, b_high / a_low) if min(a_low, b_low) > 0 else None
     apart = b_low > a_high or b_high < a_low
     # Of a few repetitions, all of one side may be above all of the other by mere chance.
-    few = any(0 < len(side.samples) < TESTABLE for side in (a, b))
+    few = any(count and not testable(count, count, judging.confidence) for count in counts)
     return interval, "ranges", apart and (far or not few)
+
+
+def testable(ours: int, theirs: int, confidence: float) -> bool:
+    """Whether a rank test of so many repetitions can tell anything apart: all of one side above all of the other."""
+    return 2 / math.comb(ours + theirs, ours) < 1 - confidence
 
 
 def _range(measure: Measure) -> Interval | None:
@@ -161,9 +165,10 @@ def _statistics() -> Any:
 def differences(a: Result, b: Result) -> list[str]:
     """What else differs than the figures: a sentence for each thing that may be their cause."""
     found = [
-        f"{name}'s {key} is {ours}, the other's is {theirs}"
+        f"{name}'s {key} is {ours or 'none'}, the other's is {theirs or 'none'}"
         for key in COMPARED
-        for name, ours, theirs in [("A", a.environment.get(key), b.environment.get(key))]
+        # What an older result does not tell is as if there were none.
+        for name, ours, theirs in [("A", a.environment.get(key) or None, b.environment.get(key) or None)]
         if ours != theirs
     ]
     if a.program != b.program:
@@ -194,8 +199,13 @@ def asked(command: str) -> list[str]:
 
 
 def regressions(changes: Sequence[Change], threshold: float) -> list[str]:
-    """A sentence for every figure that is worse by more than that part."""
-    return [
+    """A sentence for every figure that is worse by more than that part, or that B has no more."""
+    gone = [
+        f"{change.name} is only in A, so nothing says that it did not get worse"
+        for change in changes
+        if change.verdict == "only in A" and change.better
+    ]
+    return gone + [
         f"{change.name} is worse{f' by {percent(change)}' if change.a else ''}, from {number(change.a or 0.0)} to "
         f"{number(change.b or 0.0)} {change.unit}".rstrip()
         for change in changes

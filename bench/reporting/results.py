@@ -19,7 +19,11 @@ from typing import Any
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
 # What a figure depends on, of the packages that compute or carry it.
-PACKAGES = ("numpy", "onnxruntime", "openvino", "torch", "tritonclient", "nvidia-pytriton")
+PACKAGES = (
+    *("numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "torch", "tritonclient", "nvidia-pytriton"),
+)
+# For NVIDIA's driver to tell its GPUs, in seconds.
+DRIVER_SECONDS = 10.0
 
 
 def environment() -> dict[str, Any]:
@@ -29,6 +33,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
+        "gpus": _gpus(),
         "memory_gib": _memory_gib(),
         "revision": _revision(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
@@ -92,6 +97,19 @@ def _processor() -> str:
     lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor()
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each, as NVIDIA's driver tells them; empty without one, or if it does not answer."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    command = [program, "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DRIVER_SECONDS).stdout
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return [line.strip() for line in told.splitlines() if line.strip()]
 
 
 def _memory_gib() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -56,12 +57,15 @@ def spread(measure: Measure) -> str:
 
 
 def machine(environment: Mapping[str, Any]) -> str:
-    """Processor, cores and memory, as far as they are known."""
+    """Processor, cores, memory and GPUs, as far as they are known."""
     parts = [str(environment.get("processor") or "unknown processor")]
     if cores := environment.get("cores"):
         parts.append(f"{cores} cores")
     if memory := environment.get("memory_gib"):
         parts.append(f"{memory:g} GiB" if isinstance(memory, int | float) else str(memory))
+    gpus = environment.get("gpus")
+    for gpu, count in Counter(map(str, gpus if isinstance(gpus, list) else ())).items():
+        parts.append(f"{count} x {gpu}" if count > 1 else gpu)
     return ", ".join([*parts, str(environment.get("system") or "")]).rstrip(", ")
 
 

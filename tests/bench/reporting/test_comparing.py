@@ -84,6 +84,19 @@ def test_two_or_three_repetitions_must_also_be_far_apart() -> None:
     assert _one(few, Measure.median("m", [1.25, 1.26, 1.27], "ms", "lower")).verdict == "worse"
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "confidence", "basis"),
+    [(4, 4, 0.95, "samples"), (3, 5, 0.95, "samples"), (3, 4, 0.95, "ranges"), (4, 4, 0.99, "ranges")],
+)
+def test_a_rank_test_is_asked_only_where_it_can_say_something(
+    ours: int, theirs: int, confidence: float, basis: str
+) -> None:
+    a = Measure.median("m", [1.0 + n / 1000 for n in range(ours)], "ms", "lower")
+    b = Measure.median("m", [1.5 + n / 1000 for n in range(theirs)], "ms", "lower")
+    change = _one(a, b, Judging(confidence=confidence))
+    assert (change.verdict, change.basis) == ("worse", basis)
+
+
 def test_without_a_spread_the_tolerance_decides() -> None:
     a, near, far = (Measure("m", value, "ms", "lower") for value in (10.0, 10.9, 11.1))
     assert _one(a, near).verdict == "same"
@@ -117,6 +130,13 @@ def test_only_what_is_worse_by_more_than_the_threshold_is_a_regression() -> None
     assert regressions(changes, 0.5) == []
 
 
+def test_a_figure_that_is_gone_is_a_regression_if_it_could_be_worse() -> None:
+    a = {"latency": Measure("latency", 1.0, "ms", "lower"), "rows": Measure("rows", 2.0)}
+    for b in ({}, {"latency": Measure("latency", math.nan, "ms", "lower"), "more": Measure("more", 1.0, "", "lower")}):
+        (sentence,) = regressions(compared(a, b, JUDGING), 0.5)
+        assert sentence.startswith("latency is only in A")
+
+
 def test_what_else_differs_is_told(tmp_path: Path) -> None:
     measures = [Measure("m", 1.0)]
     a = read(written(tmp_path / "a.json", measures))
@@ -139,3 +159,8 @@ def test_what_else_differs_is_told(tmp_path: Path) -> None:
     ]
     c = read(written(tmp_path / "c.json", measures, program="host"))
     assert differences(a, c) == ["the programs differ: online and host"]
+    older = {name: value for name, value in a.environment.items() if name != "gpus"}
+    none = read(written(tmp_path / "d.json", measures, environment={**older, "gpus": []}))
+    assert differences(read(written(tmp_path / "e.json", measures, environment=older)), none) == []
+    one = read(written(tmp_path / "f.json", measures, environment={**older, "gpus": ["L4"]}))
+    assert differences(none, one) == ["A's gpus is none, the other's is ['L4']"]

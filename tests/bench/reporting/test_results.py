@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from bench.reporting.measures import Measure, Plot, told
-from bench.reporting.results import described, tell
+from bench.reporting.results import described, environment, tell
 
 
 def test_tell_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -25,3 +26,20 @@ def test_tell_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.C
     assert whole["plots"][0]["series"] == {"unet": [[2, 5.0], [16, 9.0]]}
     assert whole["partial"] is False
     assert {"python", "processor", "cores", "packages"} <= set(whole["environment"])
+
+
+@pytest.mark.parametrize(
+    ("script", "gpus"),
+    [
+        ("echo 'NVIDIA L4, 23034 MiB, 570.1'\necho 'NVIDIA L4, 23034 MiB, 570.1'", ["NVIDIA L4, 23034 MiB, 570.1"] * 2),
+        ("echo 'NVIDIA-SMI has failed'\nexit 9", []),
+    ],
+)
+def test_gpus_are_what_the_driver_tells(
+    script: str, gpus: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\n{script}\n")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert environment()["gpus"] == gpus

@@ -38,6 +38,8 @@ def test_spread_is_of_all_repetitions_while_they_are_few() -> None:
 def test_a_machine_is_told_as_far_as_it_is_known() -> None:
     whole = {"processor": "P", "cores": 2, "memory_gib": 7.8, "system": "Linux x86_64"}
     assert words.machine(whole) == "P, 2 cores, 7.8 GiB, Linux x86_64"
+    gpus = ["L4, 24 GiB", "L4, 24 GiB", "T4"]
+    assert words.machine({**whole, "gpus": gpus}) == "P, 2 cores, 7.8 GiB, 2 x L4, 24 GiB, T4, Linux x86_64"
     assert words.machine({}) == "unknown processor"
     assert words.software({"python": "3.11", "packages": {"numpy": "1.26"}, "revision": "abc+"}) == (
         "Python 3.11, numpy 1.26, commit abc+"
