@@ -43,7 +43,9 @@ def add_live_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--apart", type=float, default=0.05, help="by which neighbouring rates differ, a part of them")
     group.add_argument("--seconds", type=float, default=300.0, help="for each limit; then what is known is told")
     group.add_argument("--repeats", type=int, default=5, help="of each kind alone, to learn its latency")
-    group.add_argument("--limit", type=float, default=60.0, help="seconds without an answer that count as none")
+    group.add_argument(
+        "--limit", type=float, default=60.0, help="seconds without an answer that count as none, if not in time"
+    )
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -125,19 +127,21 @@ class Server:
     Args:
         loop: that requests are sent in.
         connections: to the server.
+
+    Attributes:
         limit: seconds without an answer that count as none.
     """
 
     def __init__(self, loop: asyncio.Runner, connections: Connections, limit: float) -> None:
         self._loop = loop
         self._connections = connections
-        self._limit = limit
+        self.limit = limit
 
     def run(self, work: Coroutine[Any, Any, Item]) -> Item:
         return self._loop.run(work)
 
     async def send(self, asked: Asked, intended: float) -> Outcome:
-        return await ask(self._connections, asked, intended, self._limit)
+        return await ask(self._connections, asked, intended, self.limit)
 
     async def peak(self, mix: Mix, concurrency: int) -> float:
         """Requests a second when so many are always open.
@@ -186,6 +190,8 @@ def _measured(
         reached = Reached(slo, options.attainment)
         found.append(reached)
         terms = terms_of(slo, mix, alone, variation, options)
+        # What may still be in time is waited for.
+        server.limit = max(options.limit, terms.settling)
         try:
             _search(server, reached, terms, ABOVE * peak, near, options)
         except Gone as error:

@@ -69,7 +69,8 @@ def test_a_rate_that_is_too_high_is_given_up_at_once() -> None:
     queue = Queue(0.01)
     made = asyncio.run(attempt(queue.send, terms(most=1000), rate=400.0, seed=0))
     assert made.trial.interval[1] < 0.95
-    assert made.trial.counted < 320
+    # What was open when it was given up does not count.
+    assert made.trial.counted in (125, 250)
     assert made.outcomes == {"ok": len(queue.seen)}
 
 
@@ -82,6 +83,24 @@ def test_a_rate_that_is_low_enough_takes_its_least_time() -> None:
     # Those of the first 0.1 s do not count.
     assert made.trial.counted < len(queue.seen)
     assert len({asked.fields["request_id"] for asked in queue.seen}) == len(queue.seen)
+
+
+def test_a_server_that_broke_off_is_not_asked_on() -> None:
+    queue = Queue(0.0, "disconnected")
+    with pytest.raises(Gone):
+        asyncio.run(attempt(queue.send, terms(most=1000), rate=50.0, seed=0))
+    assert len(queue.seen) < 40
+
+
+def test_answers_that_are_too_late_to_wait_for_are_late() -> None:
+    class Slow(Queue):
+        async def send(self, asked: Asked, intended: float) -> Outcome:
+            self._status = "lost" if asked.number % 4 else "ok"
+            return await super().send(asked, intended)
+
+    made = asyncio.run(attempt(Slow(0.0).send, terms(), rate=800.0, seed=0))
+    assert made.trial.interval[1] < 0.95
+    assert made.outcomes["lost"] > made.outcomes["ok"] > 0
 
 
 def test_other_seeds_are_other_requests() -> None:
