@@ -24,6 +24,7 @@ from bench.traffic.latencies import milliseconds
 from bench.traffic.mix import FACES, Mix
 from bench.traffic.mix_options import listed
 from bench.traffic.points import Load, Point, measure_point
+from engines.errors import EngineError
 from server.errors import ServerError
 
 TARGETS = ("echo", "fake")
@@ -59,17 +60,36 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds between intended and actual sending, by server, processes and rate.
 
     Raises:
-        ServerError: options that make no load, or no server.
+        ServerError, EngineError: options that make no load, or no server.
     """
     _check(options)
-    mix = replace(ONE_STEP, faces=(options.face,))
     found: dict[Setting, list[Point]] = {}
+    stopped: list[str] = []
     for target in options.against:
-        with _server(target, options) as address:
-            for processes in options.processes:
-                setting = Setting(target, processes)
-                found[setting] = [_sent(address, mix, rate, processes, options) for rate in options.rates]
-    return _result(found, options)
+        try:
+            with _server(target, options) as address:
+                stopped += _measured(address, target, options, found)
+        except (ServerError, EngineError) as error:
+            if not found:
+                raise
+            stopped.append(f"{target}: {error}")
+        if stopped:
+            break
+    return _result(found, stopped, options)
+
+
+def _measured(
+    address: Address, target: str, options: argparse.Namespace, found: dict[Setting, list[Point]]
+) -> list[str]:
+    """Fills `found`, up to a load that ends early; gives why it did."""
+    mix = replace(ONE_STEP, faces=(options.face,))
+    for processes in options.processes:
+        points = found[Setting(target, processes)] = []
+        for rate in options.rates:
+            points.append(_sent(address, mix, rate, processes, options))
+            if points[-1].reason:
+                return [f"{Setting(target, processes)} at {points[-1].label}: {points[-1].reason}"]
+    return []
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -100,10 +120,9 @@ def _sent(address: Address, mix: Mix, rate: float, processes: int, options: argp
     return asyncio.run(measure_point(address, replace(mix, name=f"{mix.name}-{processes}-{rate:g}"), load))
 
 
-def _result(found: dict[Setting, list[Point]], options: argparse.Namespace) -> dict[str, Any]:
+def _result(found: dict[Setting, list[Point]], stopped: list[str], options: argparse.Namespace) -> dict[str, Any]:
     rows = [_row(setting, point) for setting, points in found.items() for point in points]
     holds = {str(setting): _holds(setting, rows, options.goal_ms) for setting in found}
-    stopped = [f"{setting}: {point.reason}" for setting, points in found.items() for point in points if point.reason]
     measures = [
         Measure(f"sent late p99 at {row['rate']:g}/s, {row['setting']}", row["late_sending_ms"]["p99"], "ms", "lower")
         for row in rows

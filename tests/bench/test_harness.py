@@ -38,6 +38,19 @@ def test_the_harness_measures_itself(tmp_path: Path) -> None:
     assert found["measures"]["highest rate within 60000 ms, echo, 1 sending"]["value"] == 100
 
 
+def test_what_was_measured_is_kept_when_the_next_server_does_not_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "harness.json"
+    quick = ["--rates", "50", "--seconds", "0.2", "--processes", "1", "--model", str(tmp_path / "none")]
+    assert main(["harness", *quick, "--json", str(result)]) == 1
+    found = json.loads(result.read_text())
+    assert found["partial"] is True
+    assert [row["setting"] for row in found["rates"]] == ["echo, 1 sending"]
+    assert found["failures"][0].startswith("fake: ")
+    assert "Traceback" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
