@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import math
 import signal
 import statistics
 from collections.abc import Iterator
@@ -133,7 +134,7 @@ def planned_run(options: argparse.Namespace) -> Run:
     """
     for name in ("scale", "duration", "samples", "latency", "target_qps", "open", "limit"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        if value is not None and not 0 < value < math.inf:
             raise ServerError(f"--{name.replace('_', '-')} is {value}: give a number above 0")
     if options.percentile is not None and not 0 < options.percentile < 1:
         raise ServerError(f"--percentile is {options.percentile}: give a part of 1, as 0.99")

@@ -95,6 +95,7 @@ class Answering:
 
         Raises:
             ServerError: it was not.
+            OSError: it cannot be kept.
         """
         client = self._clients[prompt % len(self._clients)]
         try:
@@ -161,6 +162,9 @@ class Answering:
         async with self._room:
             try:
                 digest = await self.ask(sample.prompt)
+            except OSError as error:
+                failure = f"an image cannot be kept: {error}"
+                self.stop(failure)
             except ServerError as error:
                 failure = str(error)
                 if isinstance(error, Disconnected | Unanswered):
@@ -181,6 +185,8 @@ class Answering:
     def _kept(self, prompt: int, result: Result) -> bytes:
         if result.metadata.get("cached"):
             raise ServerError(CACHED)
+        if len(result.images) != 1:
+            raise ServerError(f"the answer has {len(result.images)} images instead of one")
         if self._pictures is not None:
             picture_of(self._pictures, prompt).write_bytes(result.images[0])
         return hashlib.sha256(result.images[0]).digest()

@@ -61,6 +61,8 @@ def test_requests_are_those_of_the_reference() -> None:
     [
         (["--scale", "0"], "--scale is 0.0: give a number above 0"),
         (["--target-qps", "-1"], "--target-qps is -1.0"),
+        (["--scale", "inf"], "--scale is inf"),
+        (["--duration", "nan"], "--duration is nan"),
         (["--percentile", "99"], "give a part of 1"),
         (["--warm-up", "-1"], "give 0 or more"),
         (["--scenario", "Offline", "--latency", "3"], "Offline has no bound"),
