@@ -57,9 +57,15 @@ READERS = {
     "figures": (figures, "README's performance section from the results that are kept"),
 }
 
+# As a shell has it for a program that SIGINT ended.
+INTERRUPTED = 130
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code 0 only if the measurement was made to its end, and found no `failures`."""
+    """Exit code 0 only if the measurement was made to its end, and found no `failures`.
+
+    A program that is interrupted tells what it has, and is partial; one that has nothing yet raises KeyboardInterrupt.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments)
     program, _ = {**PROGRAMS, **READERS}[options.verb]
@@ -74,6 +80,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (ServerError, EngineError, OSError) as error:
         print(f"{options.verb}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"{options.verb}: interrupted before there was anything to tell", file=sys.stderr)
+        return INTERRUPTED
     for failure in result.get("failures", ()):
         print(f"{options.verb}: {failure}", file=sys.stderr)
     return 1 if result["partial"] or result.get("failures") else 0

@@ -1,8 +1,9 @@
 """What changed from one result to another beyond noise: each figure's ratio B over A, its interval, and a verdict.
 
 Where both have enough repetitions (four, for 95 % confidence), a figure differs if the rank test of Mann and Whitney
-and a bootstrap of its median (or mean) both say so. Otherwise it differs if its ranges do not meet, or without a spread, if it is
-off by more than --tolerance. Each verdict stands by itself: of many figures that did not change, a few will look as if.
+and a bootstrap of its median (or mean) both say so. Otherwise it differs if its ranges do not meet, or where no spread
+is known, if it is off by more than --tolerance. Each verdict stands by itself: of many figures that did not change, a
+few will look as if.
 """
 
 from __future__ import annotations

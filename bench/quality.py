@@ -27,6 +27,7 @@ from bench.judging.scores import judged_measures, means
 from bench.judging.trials import TASKS, Scores, Trial
 from bench.reporting.measures import Measure, Plot, distribution, told
 from bench.serving import Named, ask_all, running_server
+from engines.errors import EngineError
 from engines.runner import chosen_provider
 from server.config import named_model
 from server.errors import ServerError
@@ -83,14 +84,17 @@ class Found:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Draw, and judge, compare or measure.
 
+    What fails after the first figure is told in `failures`, beside what there is.
+
     Raises:
         ServerError: options that do not fit together, data or libraries that are missing, a server that does not
             start, or that refuses a case.
     """
     if options.captions and options.captions.isdecimal():
         options.cases, options.captions = int(options.captions), None
-    if options.cases < 1:
-        raise ServerError(f"--cases is {options.cases}: give at least 1")
+    for name in ("cases", "concurrency"):
+        if getattr(options, name) < 1:
+            raise ServerError(f"--{name} is {getattr(options, name)}: give at least 1")
     measuring = _measuring(options)
     trials = _trials(options)
     captions = [] if options.captions is None else _captions(options)
@@ -98,17 +102,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     # Before what is drawn takes its time.
     others = [_other(text, models, options) for text in options.compare_with]
     found = Found({"tasks": {}})
-    with _drawing(options, options.url, models, options.provider) as draws:
-        drawn = {name: draws([{**trial.fields} for trial in some]) for name, some in trials.items()}
-        if captions:
-            drawn[CAPTIONS] = draws(captions)
-    for name, some in trials.items():
-        _judge(found, name, some, drawn[name], options)
-    if captions:
-        _measure(found, drawn[CAPTIONS], [str(fields["prompt"]) for fields in captions], measuring, options)
     requests = {name: [{**trial.fields} for trial in some] for name, some in trials.items()}
     requests |= {CAPTIONS: captions} if captions else {}
-    _compare(found, others, requests, drawn, options)
+    drawn: dict[str, list[Pixels]] = {}
+    try:
+        with _drawing(options, options.url, models, options.provider) as draws:
+            for name, some in requests.items():
+                drawn[name] = draws(some)
+                if name == CAPTIONS:
+                    _measure(found, drawn[name], [str(fields["prompt"]) for fields in some], measuring)
+                else:
+                    _judge(found, name, trials[name], drawn[name], options)
+        _compare(found, others, requests, drawn, options)
+    except (ServerError, EngineError, KeyboardInterrupt) as error:
+        if not found.measures:
+            raise
+        found.result |= {"partial": True, "failures": [str(error) or "interrupted"]}
     names = ("cases", "steps", "guidance", "sampler", "resolution", "provider", "dry_run")
     settings = {name: getattr(options, name) for name in names}
     return {**found.result, "settings": settings, **told(found.measures, found.plots)}
@@ -176,9 +185,7 @@ def _measuring(options: argparse.Namespace) -> Measuring:
     )
 
 
-def _measure(
-    found: Found, pictures: list[Pixels], captions: list[str], measuring: Measuring, options: argparse.Namespace
-) -> None:
+def _measure(found: Found, pictures: list[Pixels], captions: list[str], measuring: Measuring) -> None:
     measured: dict[str, Any] = {"cases": len(pictures)}
     if measuring.distance:
         if len(pictures) < 2:

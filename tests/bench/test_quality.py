@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bench import quality
 from bench.__main__ import main
 from bench.judging.judge import Judge, Pixels, Sight
 from bench.judging.likeness import Likeness
@@ -18,6 +21,7 @@ from bench.judging.scores import means
 from bench.judging.trials import held_out, seen, text_to_image
 from bench.quality import Found, _likeness
 from export.embedded.world import held_out_captions, is_held_out
+from server.errors import ServerError
 
 
 class ChannelMeans(torch.nn.Module):
@@ -122,6 +126,7 @@ def test_likeness_is_told_with_its_distribution() -> None:
     [
         (["--cases", "0"], "--cases is 0"),
         (["--captions", "0"], "--cases is 0"),
+        (["--concurrency", "0"], "--concurrency is 0"),
         (["--real", "pictures"], "give one"),
         (["--captions", "list.txt"], "add --real DIR, --clip DIR or --compare-with"),
         (["--captions", "none.txt", "--compare-with", "cpu"], "none.txt cannot be read"),
@@ -137,6 +142,38 @@ def test_options_that_do_not_fit_are_told_before_anything_is_drawn(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(ServerError("the server went away"), "the server went away"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_what_was_judged_before_a_failure_is_kept(
+    error: BaseException, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And what fails, or is interrupted, before that is one sentence."""
+
+    @contextlib.contextmanager
+    def drawing(*_: object) -> Iterator[quality.Draws]:
+        def draws(requests: quality.Requests) -> list[Pixels]:
+            if not answers.pop(0):
+                raise error
+            return [np.zeros((128, 128, 3), np.uint8) for _ in requests]
+
+        yield draws
+
+    monkeypatch.setattr(quality, "_drawing", drawing)
+    kept = tmp_path / "quality.json"
+    arguments = ["quality", "--task", "txt2img", "--task", "hires", "--cases", "3", "--json", str(kept)]
+    answers = [True, False]
+    assert main(arguments) == 1
+    result = json.loads(kept.read_text())
+    assert (result["partial"], result["failures"], list(result["tasks"])) == (True, [said], ["txt2img"])
+    assert "txt2img colour" in result["measures"]
+    capsys.readouterr()
+    answers = [False]
+    assert main(arguments) == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_missing_export_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
