@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import argparse
 import gc
-import importlib
 import os
 from collections.abc import Callable
 from typing import Any
 
 from bench.offline import chosen_sizes, component_flops, timed
+from bench.peers.diffusers_drawer import REMEDY
+from bench.peers.order import MissingPeerError
 from bench.peers.rounds import Rounds, interleaved
 from bench.peers.told import ratio
+from bench.peers.worker import needed
 from bench.reporting.measures import told
 from engines.component import Arrays, PipelineSpec
 from engines.errors import EngineError
 from engines.picture import Case, feeds
-from engines.providers import Settings, default_cache, openvino_precision
+from engines.providers import OPENVINO, Settings, default_cache, openvino_precision
 from engines.runner import chosen_provider, open_runner
+from engines.verify import REFERENCE
 
 UNET = "unet"
 WARM_UP = 1
@@ -27,19 +30,29 @@ def run_unet(options: argparse.Namespace) -> dict[str, Any]:
     """Medians, and how many times as long as ours each of the others takes, call by call.
 
     Raises:
-        EngineError: numbers that are none, or something that cannot be loaded or run.
+        EngineError: numbers that are none, ours on a GPU, or something that cannot be loaded or run.
     """
     if min(options.rows, options.repeats) < 1:
         raise EngineError("--rows and --repeats must be at least 1")
+    provider = chosen_provider(options.provider)
+    if not provider.startswith((REFERENCE, OPENVINO)):
+        raise EngineError(
+            f"the peers of --what unet compute on the CPU, and ours by {provider}: give --provider openvino or cpu, or "
+            "compare whole pictures"
+        )
     spec = PipelineSpec.read(options.model)
     case = Case(chosen_sizes(options.size, spec, "--size")[0], 0, options.rows)
     component = spec.component(UNET)
     fed = feeds(component, spec, case, case.rows)
-    provider = chosen_provider(options.provider)
     ours = open_runner(component, options.model, provider, Settings(threads=options.threads, cache=default_cache()))
     results: dict[str, Rounds] = {}
+    skipped: dict[str, str] = {}
     for name in options.peer or PEERS:
-        call = PEERS[name](options, fed)
+        try:
+            call = PEERS[name](options, fed)
+        except MissingPeerError as error:
+            skipped[name] = str(error)
+            continue
         results[name] = compared(lambda: ours.infer(fed), call, options.repeats)
         # A peer's weights go before the next one's come.
         del call
@@ -52,6 +65,8 @@ def run_unet(options: argparse.Namespace) -> dict[str, Any]:
         "size": case.resolution,
         "tflop": flops / 1e12,
         "peers": {name: rounds.figures() for name, rounds in results.items()},
+        "skipped": skipped,
+        "failures": [f"{name} was asked for: {why}" for name, why in skipped.items() if name in options.peer],
         **told([ratio(f"{name} unet", rounds) for name, rounds in results.items()]),
     }
 
@@ -65,7 +80,7 @@ def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: 
 
 def _openvino(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
     """The same graph for these shapes only."""
-    core = importlib.import_module("openvino").Core()
+    core = needed("openvino", REMEDY).Core()
     model = core.read_model(options.model / PipelineSpec.read(options.model).component(UNET).file)
     model.reshape({name: list(array.shape) for name, array in fed.items()})
     wanted = {"INFERENCE_PRECISION_HINT": openvino_precision(Settings())}
@@ -76,16 +91,16 @@ def _openvino(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
 
 
 def _torch_bf16(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
-    return _torch(options, fed, importlib.import_module("torch").bfloat16)
+    return _torch(options, fed, needed("torch", REMEDY).bfloat16)
 
 
 def _diffusers_fp32(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
-    return _torch(options, fed, importlib.import_module("torch").float32)
+    return _torch(options, fed, needed("torch", REMEDY).float32)
 
 
 def _torch(options: argparse.Namespace, fed: Arrays, dtype: Any) -> Callable[[], object]:
     """Diffusers' own network, called as its pipeline calls it."""
-    torch, diffusers = importlib.import_module("torch"), importlib.import_module("diffusers")
+    torch, diffusers = needed("torch", REMEDY), needed("diffusers", REMEDY)
     torch.set_num_threads(options.threads or os.cpu_count() or 1)
     folder = options.checkpoint / UNET
     network = diffusers.UNet2DConditionModel.from_pretrained(folder, torch_dtype=dtype).eval()

@@ -88,6 +88,31 @@ def test_a_peer_that_draws_something_else_has_a_number_and_no_ratio(even: bool, 
     assert (found["same_picture"], found["psnr_db"], "settings" in found) == (False, 8.1, even)
 
 
+def test_no_round_has_the_prompts_of_another() -> None:
+    class Listener(Painter):
+        """Keeps what was asked."""
+
+        asked: list[tuple[str, ...]]
+
+        def draw(self, order: Order, *, keep: bool = False) -> Drawn:
+            self.asked.append(order.prompts)
+            return super().draw(order, keep=keep)
+
+        def serve(self, load: Load) -> list[Outcome]:
+            self.asked.append(tuple(order.prompts[0] for order in load.orders))
+            return super().serve(load)
+
+    ours, peers = Listener("ours", 100, 1.0), [Listener("one", 100, 1.0), Listener("other", 100, 1.0)]
+    ours.asked = []
+    for peer in peers:
+        peer.asked = []
+        compare(ours, peer, Compared("fp32", 0.0), plan(), EXPECTED)
+    # Each draws the first picture and batch to be checked, and then in every round what ours draws.
+    assert sorted(ours.asked) == sorted(peers[0].asked[2:] + peers[1].asked[2:])
+    single = [prompts for prompts in ours.asked if len(prompts) == 1]
+    assert len(set(single)) == len(single) == 6
+
+
 def test_a_load_that_fails_is_no_measurement() -> None:
     with pytest.raises(EngineError, match="peer failed 4 of 4 requests of the load: no"):
         compare(Painter("ours", 100, 1.0), Painter("peer", 100, 1.0, "error"), Compared("fp32", 0.0), plan(), EXPECTED)

@@ -1,9 +1,13 @@
 """The UNet alone."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from bench.peers import program
+import pytest
+
+from bench.peers import program, unet
+from engines.errors import EngineError
 
 
 def test_peers_draw_with_the_same_network(tiny_checkpoint: Path, tiny_export: Path) -> None:
@@ -16,3 +20,23 @@ def test_peers_draw_with_the_same_network(tiny_checkpoint: Path, tiny_export: Pa
     assert result["size"] == (64, 64)
     assert result["tflop"] > 0
     assert list(result["measures"]) == ["ratio torch_bf16 unet", "ratio diffusers_fp32 unet"]
+
+
+def parsed(tiny_export: Path, *given: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    program.add_options(parser)
+    return parser.parse_args(["--what", "unet", "--model", str(tiny_export), "--repeats", "1", *given])
+
+
+def test_a_peer_that_is_not_installed_is_skipped(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    found = program.run(parsed(tiny_export, "--provider", "cpu", "--peer", "diffusers_fp32"))
+    assert "pip install" in found["skipped"]["diffusers_fp32"]
+    assert found["peers"] == {}
+    assert found["failures"][0].startswith("diffusers_fp32 was asked for: diffusers cannot be imported")
+
+
+def test_a_gpu_is_not_compared_with_a_cpu(tiny_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unet, "chosen_provider", lambda name: name)
+    with pytest.raises(EngineError, match="ours by tensorrt: give --provider openvino or cpu"):
+        program.run(parsed(tiny_export, "--provider", "tensorrt"))
