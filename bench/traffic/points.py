@@ -123,7 +123,8 @@ def figures(point: Point, alone: Alone) -> dict[str, Any]:
     """Every figure of a load."""
     outcomes = point.outcomes
     previews = [o.first_preview - o.intended for o in outcomes if o.first_preview is not None]
-    rows = mean_rows([o.timing for o in outcomes if {"unet_calls", "unet_rows"} <= set(o.timing)])
+    rows = mean_rows([o.timing for o in outcomes if {"unet_calls", "unet_rows"} <= set(o.timing) and not o.cached])
+    wrong = tally.unaccounted([o.asked for o in outcomes], outcomes, bounded=True)
     found: dict[str, Any] = {
         "load": point.label,
         "offered": point.load.offered,
@@ -142,7 +143,8 @@ def figures(point: Point, alone: Alone) -> dict[str, Any]:
         "seconds": round(tally.span(outcomes), 3),
         "client": _client(point),
         "failures_by_words": tally.messages(outcomes),
-        "unaccounted": tally.unaccounted([o.asked for o in outcomes], outcomes, bounded=True),
+        "failed": len(wrong),
+        "unaccounted": wrong[:KEPT],
         "stopped": point.reason,
     }
     if point.load.slo_ms is not None:
@@ -160,7 +162,7 @@ def _slo(outcomes: Sequence[Outcome], slo_ms: float) -> dict[str, float]:
     def limit(asked: Asked) -> float:
         return slo_ms / 1e3
 
-    counted = [o for o in outcomes if o.status not in ("left", "cancelled", "invalid")]
+    counted = [o for o in outcomes if o.status not in ("left", "cancelled") and not o.asked.malformed]
     in_time = sum(o.status == "ok" and o.seconds <= slo_ms / 1e3 for o in counted)
     served = round(tally.goodput(outcomes, limit), 3)
     return {"ms": slo_ms, "images_per_second": served, "share": round(in_time / max(1, len(counted)), 5)}
@@ -180,7 +182,6 @@ def failures(points: Sequence[Point], reports: Sequence[Mapping[str, Any]]) -> l
     """What went wrong, in sentences."""
     found = [f"{point.label}: {point.reason}" for point in points if point.reason]
     for report in reports:
-        wrong = report["unaccounted"]
-        found += [f"{report['load']}: {sentence}" for sentence in wrong[:KEPT]]
-        found += [f"{report['load']}: and {len(wrong) - KEPT} more"] if len(wrong) > KEPT else []
+        found += [f"{report['load']}: {sentence}" for sentence in report["unaccounted"]]
+        found += [f"{report['load']}: and {report['failed'] - KEPT} more"] if report["failed"] > KEPT else []
     return found
