@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import re
-import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import grpc  # type: ignore[import-untyped]
-import numpy as np
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from server.client import ERRORS, ERRORS_AS_DATA, KINDS, Result, input_arrays, packed
+from server.answers import Event, event_of, failure_of, object_of, result_of
+from server.client import ERRORS, ERRORS_AS_DATA, Result, input_arrays, packed
 from server.errors import NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, Value
 from server.repository import FACE, STREAM
 
 # A request in the protocol's own form.
 Message: TypeAlias = Any
-EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
     r"failed to connect|dns resolution|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|"
@@ -41,22 +37,6 @@ CHANNEL = (
 
 class Disconnected(Overloaded):
     """The connection broke, or could not be made, before there was an answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """One message of a stream.
-
-    Attributes:
-        about: what the server says of it, as `server.client.Client.stream` tells.
-        data: JPEG of a preview, encoded image of an `image`.
-        result: of the last message, `result`; without images that came as messages of their own.
-    """
-
-    kind: EventKind
-    about: Mapping[str, Any] = field(default_factory=dict)
-    data: bytes = b""
-    result: Result | None = None
 
 
 class AsyncClient:
@@ -138,7 +118,7 @@ class AsyncClient:
 
     async def send(self, message: Message) -> Result:
         """Send what was built; raises as `generate`."""
-        return _result(await self._infer(message))
+        return result_of(await self._infer(message))
 
     async def cancel(self, request_id: str) -> int:
         """Cancel the open requests of this id; returns how many.
@@ -147,7 +127,7 @@ class AsyncClient:
             NotFound: there is none.
         """
         answer = await self._infer(self.message(**{CANCEL.name: request_id}))
-        return int(_told(answer, "metadata").get("cancelled", 0))
+        return int(object_of(answer, "metadata").get("cancelled", 0))
 
     async def events(self, **fields: Value) -> AsyncGenerator[Event, None]:
         """Ask the streaming model; gives what it sends until it ends the stream.
@@ -183,8 +163,8 @@ class AsyncClient:
                     if answered:
                         raise ServerError("the stream went on after its answer")
                     told = InferResult(answer.infer_response)
-                    failure = _failure(told)
-                    event = None if failure else _event(told)
+                    failure = failure_of(told)
+                    event = None if failure else event_of(told)
                     answered = event is None or event.kind == "result"
                     if event is not None:
                         yield event
@@ -218,67 +198,6 @@ async def _ended(answers: Any, *, cancel: bool) -> None:
     with contextlib.suppress(ServerError), _translating():
         async for _ in answers:
             pass
-
-
-def _failure(answer: Any) -> ServerError | None:
-    """The failure that a stream's message tells, if it does."""
-    if all(tensor.name != "error" for tensor in answer.get_response().outputs):
-        return None
-    told = _told(answer, "error")
-    failure = KINDS.get(told.get("code", ""), ServerError)(str(told.get("message")))
-    if isinstance(failure, Overloaded):
-        failure.retry_after_ms = told.get("retry_after_ms")
-    return failure
-
-
-def _event(answer: Any) -> Event:
-    outputs = {tensor.name for tensor in answer.get_response().outputs}
-    if "metadata" in outputs:
-        return Event("result", result=_result(answer))
-    about = _told(answer, "progress")
-    if "preview" in outputs:
-        return Event("preview", about, _values(answer, "preview")[0])
-    if "images" in outputs:
-        return Event("image", about, _values(answer, "images")[0])
-    return Event("progress", about)
-
-
-def _result(answer: Any) -> Result:
-    outputs = {tensor.name for tensor in answer.get_response().outputs}
-    return Result(_values(answer, "images") if "images" in outputs else [], _told(answer, "metadata"))
-
-
-def _values(answer: Any, name: str) -> list[bytes]:
-    """Those of an output that must be there.
-
-    Raises:
-        ServerError: another model than ours has answered.
-    """
-    try:
-        array = answer.as_numpy(name)
-    except (ValueError, TypeError, struct.error, InferenceServerException) as error:
-        raise _not_ours(name, error) from None
-    if array is None or array.size == 0 or array.dtype != np.object_:
-        raise _not_ours(name, "it is missing or empty, or not BYTES")
-    return [bytes(value) for value in array.reshape(-1)]
-
-
-def _told(answer: Any, name: str) -> dict[str, Any]:
-    """An output that is a JSON object; raises as `_values`."""
-    text = _values(answer, name)[0]
-    try:
-        told = json.loads(text)
-    except ValueError as error:
-        raise _not_ours(name, error) from None
-    if not isinstance(told, dict):
-        raise _not_ours(name, "it is no JSON object")
-    return told
-
-
-def _not_ours(name: str, why: object) -> ServerError:
-    return ServerError(
-        f"the answer is not what our models send ({name}: {why}); give the address of a server with {FACE} and {STREAM}"
-    )
 
 
 @contextlib.contextmanager

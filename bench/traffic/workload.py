@@ -7,25 +7,35 @@ their weights, or, where it is a number, as a range `{from: 10, to: 50}`. `bench
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from bench.traffic.arrivals import Arrivals, Bursts, Ramp
 from bench.traffic.mix import ALL_FACES, LEAVING, Size
-from bench.traffic.spread import Between, Numbers, Spread, Weighted
+from bench.traffic.spread import Spread, Weighted
 from bench.traffic.tasks import NEEDS_MODEL, TASK_NAMES, Task
 from bench.traffic.trace import read_trace, size_of
+from bench.traffic.yaml_nodes import (
+    Node,
+    Reader,
+    above_zero,
+    numbers_of,
+    one_of,
+    one_or_more,
+    part,
+    real,
+    spread_of,
+    text,
+    whole,
+)
 from server.errors import ServerError
 from server.fields import FIELD_BY_NAME, Value
 
 # Of eight chunks of 75, which is what the server takes.
 MAX_WORDS = 600
 MAX_CLIENTS = 100_000
-Item = TypeVar("Item")
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,40 +54,6 @@ class Workload:
     concurrency: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A value of a file, and where it stands."""
-
-    file: Path
-    path: str
-    value: Any
-
-    def wrong(self, allowed: str) -> ServerError:
-        where = f"{self.file}: {self.path}" if self.path else f"{self.file}"
-        return ServerError(f"{where} is {repr(self.value)[:80]}: give {allowed}")
-
-    def keys(self, known: Mapping[str, Any] | tuple[str, ...]) -> dict[str, Node]:
-        """What a mapping has under known names."""
-        if not isinstance(self.value, dict):
-            raise self.wrong(f"a mapping with some of {', '.join(known)}")
-        found = {str(name): self.under(f".{name}" if self.path else str(name), v) for name, v in self.value.items()}
-        if unknown := [name for name in found if name not in known]:
-            key = found[unknown[0]].path
-            raise ServerError(f"{self.file}: {key} is no key of a workload; give {', '.join(known)}")
-        return found
-
-    def under(self, suffix: str, value: Any) -> Node:
-        return Node(self.file, self.path + suffix, value)
-
-    def items(self) -> list[Node]:
-        if not isinstance(self.value, list) or not self.value:
-            raise self.wrong("a list with at least one value")
-        return [self.under(f"[{i}]", value) for i, value in enumerate(self.value)]
-
-
-Reader = Callable[[Node], Any]
-
-
 def read_workload(file: Path) -> Workload:
     """The load that a file describes.
 
@@ -88,12 +64,12 @@ def read_workload(file: Path) -> Workload:
     import yaml  # type: ignore[import-untyped]
 
     try:
-        text = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise ServerError(f"{file} cannot be read: {error}; give a YAML file, as in bench/workloads") from None
     except yaml.YAMLError as error:
         raise ServerError(f"{file} is no YAML: {' '.join(str(error).split())}") from None
-    parts = Node(file, "", text).keys((*MIX_KEYS, "cancel", "arrivals", "load"))
+    parts = Node(file, "", content).keys((*MIX_KEYS, "cancel", "arrivals", "load"))
     mix = {MIX_KEYS[name][0]: MIX_KEYS[name][1](node) for name, node in parts.items() if name in MIX_KEYS}
     mix |= _cancel(parts["cancel"]) if "cancel" in parts else {}
     load = parts["load"].keys(LOAD_KEYS) if "load" in parts else {}
@@ -103,86 +79,16 @@ def read_workload(file: Path) -> Workload:
     return Workload(mix, {name: LOAD_KEYS[name](node) for name, node in load.items()}, arrivals, concurrency)
 
 
-def _spread(node: Node, item: Callable[[Node], Item]) -> Spread[Item]:
-    if isinstance(node.value, dict) and node.value:
-        weights = {name: _above_zero(node.under(f".{name}", weight)) for name, weight in node.value.items()}
-        values = tuple(item(node.under(f".{name}", name)) for name in node.value)
-        return Weighted(values, tuple(weights.values()))
-    if isinstance(node.value, list):
-        return tuple(item(one) for one in node.items())
-    return (item(node),)
-
-
-def _numbers(node: Node, item: Callable[[Node], Number]) -> Numbers[Number]:
-    if not (isinstance(node.value, dict) and {"from", "to"} & set(node.value)):
-        return _spread(node, item)
-    ends = node.keys(("from", "to"))
-    if len(ends) < 2:
-        raise node.wrong("both from and to")
-    low, high = item(ends["from"]), item(ends["to"])
-    if low > high:
-        raise node.wrong("a range whose from is not above its to")
-    return Between(low, high)
-
-
-def whole(low: int, high: int) -> Callable[[Node], int]:
-    """Reads an integer."""
-
-    def read(node: Node) -> int:
-        if type(node.value) is not int or not low <= node.value <= high:
-            raise node.wrong(f"an integer from {low} to {high}")
-        return node.value
-
-    return read
-
-
-def part(node: Node) -> float:
-    """A share."""
-    return _real(0, 1)(node)
-
-
-def _real(low: float, high: float) -> Callable[[Node], float]:
-    def read(node: Node) -> float:
-        if type(node.value) not in (int, float) or not low <= node.value <= high:
-            raise node.wrong(f"a number from {low:g} to {high:g}")
-        return float(node.value)
-
-    return read
-
-
-def _above_zero(node: Node) -> float:
-    if type(node.value) not in (int, float) or not 0 < node.value < math.inf:
-        raise node.wrong("a number above 0")
-    return float(node.value)
-
-
-def _text(node: Node) -> str:
-    if not isinstance(node.value, str) or not node.value:
-        raise node.wrong("a text")
-    return node.value
-
-
-def one_of(choices: tuple[Any, ...]) -> Reader:
-    """Reads one of some names."""
-
-    def read(node: Node) -> Any:
-        if node.value not in choices:
-            raise node.wrong(f"one of {', '.join(choices)}")
-        return node.value
-
-    return read
-
-
 def _field(name: str) -> Reader:
     """Reads a value of a request's field."""
     known = FIELD_BY_NAME[name]
     if known.choices:
         return one_of(known.choices)
     if known.datatype == "STRING":
-        return _text
+        return text
     assert known.low is not None
     assert known.high is not None
-    return whole(known.low, known.high) if known.datatype == "INT64" else _real(known.low, known.high)
+    return whole(known.low, known.high) if known.datatype == "INT64" else real(known.low, known.high)
 
 
 def _size(node: Node) -> Size:
@@ -193,11 +99,11 @@ def _size(node: Node) -> Size:
 
 
 def _clients(node: Node) -> Any:
-    return whole(0, MAX_CLIENTS)(node) if isinstance(node.value, int) else _spread(node, _text)
+    return whole(0, MAX_CLIENTS)(node) if isinstance(node.value, int) else spread_of(node, text)
 
 
 def _tasks(node: Node) -> Spread[Task]:
-    read = [_task(one) for one in _one_or_more(node)]
+    read = [_task(one) for one in one_or_more(node)]
     return Weighted(tuple(task for task, _ in read), tuple(weight for _, weight in read))
 
 
@@ -208,19 +114,19 @@ def _task(node: Node) -> tuple[Task, float]:
     if "name" not in found:
         raise node.wrong(f"a name, one of {', '.join(TASK_NAMES)}")
     name = one_of(TASK_NAMES)(found["name"])
-    model = _text(found["model"]) if "model" in found else ""
+    model = text(found["model"]) if "model" in found else ""
     if name in NEEDS_MODEL and not model:
         raise node.wrong("the `model` that does it too, by its name in the server")
     fields = found["fields"].keys(tuple(FIELD_BY_NAME)) if "fields" in found else {}
     more: dict[str, Value] = {key: _field(key)(value) for key, value in fields.items()}
-    return Task(name, model, more), _above_zero(found["weight"]) if "weight" in found else 1.0
+    return Task(name, model, more), above_zero(found["weight"]) if "weight" in found else 1.0
 
 
 def _cancel(node: Node) -> dict[str, Any]:
     readers: dict[str, tuple[str, Reader]] = {
         "share": ("cancel_share", part),
-        "within": ("leave_within", _above_zero),
-        "endings": ("endings", lambda one: _spread(one, one_of(LEAVING))),
+        "within": ("leave_within", above_zero),
+        "endings": ("endings", lambda one: spread_of(one, one_of(LEAVING))),
     }
     return {readers[name][0]: readers[name][1](one) for name, one in node.keys(readers).items()}
 
@@ -232,18 +138,14 @@ def _arrivals(node: Node) -> tuple[tuple[Arrivals, ...], tuple[int, ...]]:
     if missing := [name for name in PROCESSES[process] if name not in (*found, *OPTIONAL)]:
         raise node.wrong(f"{missing[0]} too, since process is {process}")
     if process == "closed":
-        return (), tuple(whole(1, MAX_CLIENTS)(clients) for clients in _one_or_more(found["concurrency"]))
+        return (), tuple(whole(1, MAX_CLIENTS)(clients) for clients in one_or_more(found["concurrency"]))
     if process == "ramp":
-        return (Ramp(*(_above_zero(found[name]) for name in ("from", "to", "seconds"))),), ()
+        return (Ramp(*(above_zero(found[name]) for name in ("from", "to", "seconds"))),), ()
     if process == "trace":
-        speed = _above_zero(found["speed"]) if "speed" in found else 1.0
-        return (read_trace(node.file.parent / _text(found["file"]), speed),), ()
-    variation = _above_zero(found["cv"]) if "cv" in found else 1.0
-    return tuple(Bursts(_above_zero(rate), variation) for rate in _one_or_more(found["rate"])), ()
-
-
-def _one_or_more(node: Node) -> list[Node]:
-    return node.items() if isinstance(node.value, list) else [node]
+        speed = above_zero(found["speed"]) if "speed" in found else 1.0
+        return (read_trace(node.file.parent / text(found["file"]), speed),), ()
+    variation = above_zero(found["cv"]) if "cv" in found else 1.0
+    return tuple(Bursts(above_zero(rate), variation) for rate in one_or_more(found["rate"])), ()
 
 
 def _all_keys() -> dict[str, None]:
@@ -261,25 +163,25 @@ OPTIONAL = ("speed",)
 
 
 def _numbers_of(name: str) -> Reader:
-    return lambda node: _numbers(node, _field(name))
+    return lambda node: numbers_of(node, _field(name))
 
 
 def _choices_of(name: str) -> Reader:
-    return lambda node: _spread(node, _field(name))
+    return lambda node: spread_of(node, _field(name))
 
 
 # Where a key of a file goes in a mix, and how it is read.
 MIX_KEYS: dict[str, tuple[str, Reader]] = {
     "seed": ("seed", whole(0, 2**63 - 1)),
-    "face": ("faces", lambda node: _spread(node, one_of(ALL_FACES))),
+    "face": ("faces", lambda node: spread_of(node, one_of(ALL_FACES))),
     "task": ("tasks", _tasks),
     "steps": ("steps", _numbers_of("num_inference_steps")),
     "sampler": ("samplers", _choices_of("sampler")),
     "guidance": ("guidance", _numbers_of("guidance_scale")),
-    "size": ("sizes", lambda node: _spread(node, _size)),
+    "size": ("sizes", lambda node: spread_of(node, _size)),
     "images": ("images", _numbers_of("num_images")),
     "format": ("formats", _choices_of("output_format")),
-    "prompt_words": ("prompt_words", lambda node: _numbers(node, whole(1, MAX_WORDS))),
+    "prompt_words": ("prompt_words", lambda node: numbers_of(node, whole(1, MAX_WORDS))),
     "clients": ("clients", _clients),
     "priority": ("priorities", _numbers_of("priority")),
     "timeout_ms": ("timeouts_ms", _numbers_of("timeout_ms")),
@@ -289,13 +191,13 @@ MIX_KEYS: dict[str, tuple[str, Reader]] = {
 # As the command's options are called.
 LOAD_KEYS: dict[str, Reader] = {
     "requests": whole(1, 10**7),
-    "duration": _above_zero,
+    "duration": above_zero,
     "warm_up": whole(0, 10**6),
     "repeats": whole(1, 1000),
     "connections": whole(1, 1000),
     "processes": whole(1, 64),
-    "limit": _above_zero,
-    "slo_ms": _above_zero,
+    "limit": above_zero,
+    "slo_ms": above_zero,
 }
 
 

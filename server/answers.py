@@ -1,0 +1,97 @@
+"""What our models' messages of gRPC say, or why they are not those of our models."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from tritonclient.utils import InferenceServerException
+
+from server.client import KINDS, Result
+from server.errors import Overloaded, ServerError
+from server.repository import FACE, STREAM
+
+EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One message of a stream.
+
+    Attributes:
+        about: what the server says of it, as `server.client.Client.stream` tells.
+        data: JPEG of a preview, encoded image of an `image`.
+        result: of the last message, `result`; without images that came as messages of their own.
+    """
+
+    kind: EventKind
+    about: Mapping[str, Any] = field(default_factory=dict)
+    data: bytes = b""
+    result: Result | None = None
+
+
+def failure_of(answer: Any) -> ServerError | None:
+    """The failure that a stream's message tells, if it does; raises as `event_of`."""
+    if all(tensor.name != "error" for tensor in answer.get_response().outputs):
+        return None
+    told = object_of(answer, "error")
+    failure = KINDS.get(told.get("code", ""), ServerError)(str(told.get("message")))
+    if isinstance(failure, Overloaded):
+        failure.retry_after_ms = told.get("retry_after_ms")
+    return failure
+
+
+def event_of(answer: Any) -> Event:
+    """What a stream's message tells that tells no failure.
+
+    Raises:
+        ServerError: it is not of our models.
+    """
+    outputs = {tensor.name for tensor in answer.get_response().outputs}
+    if "metadata" in outputs:
+        return Event("result", result=result_of(answer))
+    about = object_of(answer, "progress")
+    if "preview" in outputs:
+        return Event("preview", about, _values(answer, "preview")[0])
+    if "images" in outputs:
+        return Event("image", about, _values(answer, "images")[0])
+    return Event("progress", about)
+
+
+def result_of(answer: Any) -> Result:
+    """The last message of a request; raises as `event_of`."""
+    outputs = {tensor.name for tensor in answer.get_response().outputs}
+    return Result(_values(answer, "images") if "images" in outputs else [], object_of(answer, "metadata"))
+
+
+def _values(answer: Any, name: str) -> list[bytes]:
+    """Those of an output that must be there."""
+    try:
+        array = answer.as_numpy(name)
+    except (ValueError, TypeError, struct.error, InferenceServerException) as error:
+        raise _not_ours(name, error) from None
+    if array is None or array.size == 0 or array.dtype != np.object_:
+        raise _not_ours(name, "it is missing or empty, or not BYTES")
+    return [bytes(value) for value in array.reshape(-1)]
+
+
+def object_of(answer: Any, name: str) -> dict[str, Any]:
+    """An output that is a JSON object; raises as `event_of`."""
+    text = _values(answer, name)[0]
+    try:
+        told = json.loads(text)
+    except ValueError as error:
+        raise _not_ours(name, error) from None
+    if not isinstance(told, dict):
+        raise _not_ours(name, "it is no JSON object")
+    return told
+
+
+def _not_ours(name: str, why: object) -> ServerError:
+    return ServerError(
+        f"the answer is not what our models send ({name}: {why}); give the address of a server with {FACE} and {STREAM}"
+    )
