@@ -8,7 +8,6 @@ from pathlib import Path
 from engines.component import PIPELINE_FILE, PipelineSpec
 from export.export import Options
 from tests.exports import export_once
-from tests.random_upscaler import random_upscaler
 
 EMBEDDED = Path(__file__).resolve().parent.parent / "export" / "embedded" / "checkpoint"
 VARIANTS = {"inpainting": "inpainting", "depth": "depth", "upscaling": "upscaler"}
@@ -36,11 +35,8 @@ def export_variant(task: str, root: Path, embedded: Path, made: Path) -> tuple[P
         made: a folder for an export that differs in nothing but the sizes.
     """
     checkpoint, folder = variant(task), root / VARIANTS[task]
-    if task == "upscaling" and not checkpoint.exists():
-        checkpoint, folder = random_upscaler(root / "tests", SIZES[task])
-    else:
-        sides = [(side, side) for side in EXPORTED[task]]
-        export_once(checkpoint, folder, Options(sides, reuse=(embedded,)))
+    sides = [(side, side) for side in EXPORTED[task]]
+    export_once(checkpoint, folder, Options(sides, reuse=(embedded,)))
     return checkpoint, sized(folder, SIZES[task], made)
 
 

@@ -98,12 +98,14 @@ def train_vae(
     plan: Plan = PLAN,
     vae: AutoencoderKL | None = None,
     wish: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    disturbance: float = 0.0,
 ) -> AutoencoderKL:
     """L1 + MSE + a very small KL term on crops around objects; sets `scaling_factor` to 1/std of the latents.
 
     Args:
         vae: what to begin with; a new one unless given.
         wish: what else is to be small, of the means of the latents, (n, 4, h / f, w / f), and the pixels.
+        disturbance: standard deviation of the noise that latents must bear beside their posterior's own.
     """
     torch.manual_seed(0)
     vae = vae or new_vae()
@@ -118,7 +120,8 @@ def train_vae(
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=generator)
-            decoded = vae.decode(posterior.mean + posterior.std * noise).sample.float()
+            spread = (posterior.var + disturbance**2).sqrt()
+            decoded = vae.decode(posterior.mean + spread * noise).sample.float()
         kl = posterior.kl().mean() / target[0].numel()
         loss: torch.Tensor = functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + 1e-5 * kl
         return loss + wish(posterior.mean.float(), target) if wish else loss

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +30,6 @@ from export.embedded.finetuning import Base, loss_beside
 from export.embedded.training import Plan, remembered, train
 from export.embedded.world import CANVAS, Scene, caption
 
-VAE_PLAN = replace(BASE_VAE_PLAN, name="vae4", steps=3800, save_every=100)
-UNET_PLAN = Plan("upscaler", steps=5000, learning_rate=1.2e-3, save_every=100)
-DECODER_PLAN = Plan("decoder4", steps=4000, learning_rate=2e-3, save_every=100)
 FACTOR = 4
 LATENT_GAIN = 3.0  # brings the small picture to the spread that a VAE's latents have by themselves
 PICTURES, LARGE_PICTURES = 3000, 500
@@ -46,6 +44,40 @@ MOST_NOISE_LEVEL = 350
 SCALING_FACTOR = 0.08333
 # People make small pictures by averaging and bicubically.
 REDUCTIONS = (Image.Resampling.BOX, Image.Resampling.BICUBIC)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A VAE, and a UNet of its latents; each begins where the stage before ended.
+
+    Attributes:
+        likeness: how much it counts that three of the latent's channels are like the small picture.
+        disturbance: of the VAE's latents; about as far as the UNet's are from them.
+    """
+
+    name: str
+    vae: Plan
+    unet: Plan
+    likeness: float
+    disturbance: float = 0.0
+
+
+STAGES = (
+    Stage(
+        "coarse",
+        replace(BASE_VAE_PLAN, name="vae4", steps=3800, save_every=100),
+        Plan("upscaler", steps=5000, learning_rate=1.2e-3, save_every=100),
+        likeness=0.1,
+    ),
+    Stage(
+        "fine",
+        Plan("vae4", steps=2500, learning_rate=1.5e-3, save_every=100),
+        Plan("upscaler", steps=4000, learning_rate=8e-4, save_every=100),
+        likeness=1.0,
+        disturbance=0.17,
+    ),
+)
+DECODER_PLAN = Plan("decoder4", steps=3000, learning_rate=1e-3, save_every=100)
 
 
 def new_upscaler() -> UNet2DConditionModel:
@@ -65,10 +97,10 @@ def new_upscaler() -> UNet2DConditionModel:
     )
 
 
-def unlike_small_picture(latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+def unlike_small_picture(weight: float, latents: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
     """How far three of the latent's channels are from the small picture, which the UNet then need only copy there."""
     small = functional.avg_pool2d(pixels, FACTOR)
-    return 0.1 * functional.mse_loss(latents[:, :3], LATENT_GAIN * small)
+    return weight * functional.mse_loss(latents[:, :3], LATENT_GAIN * small)
 
 
 def new_low_res_schedule() -> DDPMScheduler:
@@ -131,22 +163,25 @@ def parts_of(
 def train_upscaler(
     base: Base,
     folder: Path,
-    vae_plan: Plan = VAE_PLAN,
-    plan: Plan = UNET_PLAN,
+    stages: tuple[Stage, ...] = STAGES,
     decoder_plan: Plan = DECODER_PLAN,
     made: int = MADE,
 ) -> tuple[AutoencoderKL, UNet2DConditionModel]:
-    """A VAE, a UNet of its latents, and then a decoder that has seen what the UNet makes of small pictures.
+    """The stages, and then a decoder that has seen what the UNet makes of small pictures.
 
     Args:
         made: pictures whose latents the decoder learns from.
     """
-    vae = train_vae(folder, vae_plan, shallower_vae(base.vae), unlike_small_picture)
-    sets = [pairs_of(vae, PICTURES, CANVAS, 8, folder), pairs_of(vae, LARGE_PICTURES, LARGE, 9, folder)]
-    unet = _train_unet(base, sets, folder, plan)
-    pairs = sets[0]
-    latents = remembered(folder / f"made-{made}.pt", lambda: {"latents": make_latents(base, unet, pairs, made)})
-    train_decoder(vae, pairs, latents["latents"].float(), folder, decoder_plan)
+    torch.manual_seed(7)
+    vae, unet = shallower_vae(base.vae), new_upscaler()
+    for stage in stages:
+        kept = folder / stage.name
+        kept.mkdir(parents=True, exist_ok=True)
+        vae = train_vae(kept, stage.vae, vae, partial(unlike_small_picture, stage.likeness), stage.disturbance)
+        sets = [pairs_of(vae, PICTURES, CANVAS, 8, kept), pairs_of(vae, LARGE_PICTURES, LARGE, 9, kept)]
+        _train_unet(unet, base, sets, kept, stage.unet)
+    latents = remembered(kept / f"made-{made}.pt", lambda: {"latents": make_latents(base, unet, sets[0], made)})
+    train_decoder(vae, sets[0], latents["latents"].float(), kept, decoder_plan)
     rescale(vae, SCALING_FACTOR)
     return vae, unet
 
@@ -161,10 +196,8 @@ def shown_small(
     return small, torch.randn(small.shape, generator=generator), levels
 
 
-def _train_unet(base: Base, sets: list[Pairs], folder: Path, plan: Plan) -> UNet2DConditionModel:
+def _train_unet(unet: UNet2DConditionModel, base: Base, sets: list[Pairs], folder: Path, plan: Plan) -> None:
     """v-prediction beside the small picture, which has noise on it."""
-    torch.manual_seed(7)
-    unet = new_upscaler()
     schedule, low_res_schedule = new_schedule(**BETAS), new_low_res_schedule()
 
     def loss_at(step: int) -> torch.Tensor:
@@ -184,7 +217,7 @@ def _train_unet(base: Base, sets: list[Pairs], folder: Path, plan: Plan) -> UNet
 
     weights = train(plan, nn.ModuleDict({"unet": unet}), loss_at, folder)
     unet.load_state_dict(weights["unet"])
-    return unet.eval()
+    unet.eval()
 
 
 @torch.no_grad()
