@@ -22,8 +22,8 @@ from server.repository import FACE, STREAM
 Message: TypeAlias = Any
 # gRPC gives a broken connection the code that a server which refuses has, and other words.
 BROKEN = re.compile(
-    r"failed to connect|dns resolution|stream removed|socket closed|connection (reset|refused|aborted)|broken pipe|"
-    r"goaway|(recv|send)msg|keepalive|endpoint clos|transport clos",
+    r"failed to connect|dns resolution|errors resolving|stream removed|socket closed|goaway|broken pipe|"
+    r"connection (reset|refused|aborted)|(recv|send)msg|keepalive|endpoint clos|transport clos",
     re.IGNORECASE,
 )
 CHANNEL = (

@@ -125,15 +125,17 @@ class _Asking:
 
     async def _stream(self, client: AsyncClient, message: Message) -> Result:
         """Reads to the end of the stream, so that a second answer would be noticed."""
-        result = None
+        result, images = None, list[bytes]()
         async with contextlib.aclosing(client.stream(message)) as events:
             async for event in events:
                 if event.kind == "preview" and self.first_preview is None:
                     self.first_preview = time.monotonic()
+                if event.kind == "image":
+                    images.append(event.data)
                 if event.result is not None:
                     result, self.ended = event.result, time.monotonic()
         assert result is not None
-        return result
+        return Result(result.images or images, result.metadata)
 
 
 def built(client: AsyncClient | HttpClient, asked: Asked) -> Message:
