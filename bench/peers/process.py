@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -18,11 +19,10 @@ import numpy as np
 
 from bench.peers.contestant import Drawn, Load, in_turn
 from bench.peers.order import MissingPeerError, Order, Setup
+from bench.reporting.results import ROOT
 from bench.traffic.asking import Outcome
 from bench.traffic.mix import Asked
 from engines.errors import EngineError
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 class PeerError(EngineError):
@@ -95,7 +95,7 @@ class PeerProcess:
     def _asked(self, question: Mapping[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        timer = threading.Timer(self._limit, self._process.kill)
+        timer = threading.Timer(self._limit, _kill, [self._process])
         timer.start()
         try:
             with contextlib.suppress(BrokenPipeError):
@@ -106,7 +106,10 @@ class PeerProcess:
             timer.cancel()
         if not line:
             raise PeerError(f"the process of {self.name} {self._ending()}; see {self._log}")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer: dict[str, Any] = json.loads(line)
+        except ValueError as error:
+            raise PeerError(f"{self.name} said {line[:80]!r}, which is no answer; see {self._log}") from error
         if "missing" in answer:
             raise MissingPeerError(answer["missing"])
         if "error" in answer:
@@ -132,7 +135,7 @@ def opened(name: str, python: str, setup: Setup, log: Path, limit: float) -> Ite
     log.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         # What an earlier run compiled would make this one's compiling look short.
-        compiled = stack.enter_context(tempfile.TemporaryDirectory(prefix="aquatint-peer-"))
+        compiled = stack.enter_context(tempfile.TemporaryDirectory(prefix="aquatint-peer-", ignore_cleanup_errors=True))
         environment = {**os.environ, "OMP_NUM_THREADS": str(setup.threads), "TORCHINDUCTOR_CACHE_DIR": compiled}
         errors = stack.enter_context(log.open("a", encoding="utf-8"))
         try:
@@ -144,6 +147,8 @@ def opened(name: str, python: str, setup: Setup, log: Path, limit: float) -> Ite
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
+                # Of its own, so that it ends together with what it has started, such as compilers.
+                start_new_session=True,
             )
         except OSError as error:
             raise MissingPeerError(
@@ -156,8 +161,14 @@ def opened(name: str, python: str, setup: Setup, log: Path, limit: float) -> Ite
         yield peer
 
 
+def _kill(process: subprocess.Popen[str]) -> None:
+    """With all of its group, who might keep its pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def _end(process: subprocess.Popen[str]) -> None:
-    process.kill()
+    _kill(process)
     process.wait()
     for pipe in (process.stdin, process.stdout):
         # What was written to a process that had gone is written again when the pipe is closed.

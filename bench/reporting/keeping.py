@@ -43,7 +43,8 @@ def keep(file: Path, folder: Path = FOLDER, *, only: Sequence[str] = (), note: s
         raise ServerError(f"{file} is partial: measure it to its end, only whole results are kept")
     if not result.measures:
         raise ServerError(f"{file} has no figures to keep: {result.program} told none")
-    place = folder / file.name
+    # By another ending it would not be found again.
+    place = folder / f"{file.stem}.json"
     chosen = list(only) or (list(read(place).whole.get("told", ())) if place.exists() else [])
     for pattern in chosen:
         if not any(fnmatchcase(name, pattern) for name in result.measures):
@@ -125,7 +126,7 @@ def _figure(figure: Mapping[str, Any]) -> dict[str, Any]:
 def _plot(plot: Mapping[str, Any]) -> dict[str, Any]:
     series = {
         name: [[_rounded(x), _rounded(y)] for x, y in thinned(points, POINTS)]
-        for name, points in plot["series"].items()
+        for name, points in plot.get("series", {}).items()
     }
     return {**plot, "series": series}
 

@@ -1,6 +1,7 @@
 """A peer in a process of its own: the real protocol, with a peer that only paints."""
 
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from bench.peers.contestant import Load
 from bench.peers.order import MissingPeerError, Order, Setup
-from bench.peers.process import ROOT, PeerError, opened
+from bench.peers.process import PeerError, opened
+from bench.reporting.results import ROOT
 
 ORDER = Order(("a", "b"), (1, 2), steps=1, guidance=2.0, height=2, width=1)
 SETUP = Setup("none", "fp32", "cpu", threads=1, work="", height=2, width=1, guidance=2.0)
@@ -67,6 +69,42 @@ def test_a_peer_draws_and_serves_in_turn(tmp_path: Path) -> None:
 def test_a_peer_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     python = interpreter(tmp_path, "import time; time.sleep(60)")
     with pytest.raises(PeerError, match="was ended by signal 9"), opened("slow", python, SETUP, tmp_path / "log", 0.2):
+        pass
+
+
+def runs(process: int) -> bool:
+    """Not if it has ended and nobody has asked how."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_peer_ends_with_all_that_it_started(tmp_path: Path) -> None:
+    """Here a process that has the peer's pipes, so that nobody would ever be told that the peer is gone."""
+    child = tmp_path / "child"
+    program = f"""
+import pathlib, subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+pathlib.Path({str(child)!r}).write_text(str(child.pid))
+print('{{"seconds": 0.5}}', flush=True)
+child.wait()
+"""
+    with opened("parent", interpreter(tmp_path, program), SETUP, tmp_path / "log", limit=30) as peer:
+        assert peer.open_seconds == 0.5
+        peer._limit = 0.1
+        with pytest.raises(PeerError, match="was ended by signal 9"):
+            peer.draw(ORDER)
+    while runs(int(child.read_text())):
+        time.sleep(0.01)
+
+
+def test_what_is_no_answer_is_told(tmp_path: Path) -> None:
+    python = interpreter(tmp_path, 'print("Loading...", flush=True); input(); input()')
+    with (
+        pytest.raises(PeerError, match=r"loud said 'Loading...\\n', which is no answer; see .*log"),
+        opened("loud", python, SETUP, tmp_path / "log", 30),
+    ):
         pass
 
 

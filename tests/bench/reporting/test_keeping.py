@@ -44,6 +44,15 @@ def test_a_kept_result_has_its_figures_and_not_its_bulk(tmp_path: Path) -> None:
     assert [one.name for one in kept(tmp_path / "kept")] == ["a.json"]
 
 
+def test_any_result_is_found_again_where_it_is_kept(tmp_path: Path) -> None:
+    bare = {"title": "p", "kind": "curve", "x": "x", "y": "y"}
+    file = written(tmp_path / "night.txt", MEASURES)
+    file.write_text(json.dumps({**read(file).whole, "plots": [bare]}))
+    assert keep(file, folder=tmp_path / "kept").name == "night.json"
+    (found,) = kept(tmp_path / "kept")
+    assert found.plots[0].series == {}
+
+
 def test_what_readme_tells_is_chosen_once(tmp_path: Path) -> None:
     file = written(tmp_path / "a.json", MEASURES)
     folder = tmp_path / "kept"
