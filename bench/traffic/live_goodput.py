@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
-import sys
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
@@ -197,10 +196,11 @@ def _measured(
         except Gone as error:
             failures.append(str(error))
             break
+        except KeyboardInterrupt:
+            failures.append("interrupted")
+            break
         near = (reached.search.value if reached.search else 0.0) or near
     failures += [failure for reached in found if (failure := reached.failure) and not failures]
-    for failure in failures:
-        print(f"goodput: {failure}", file=sys.stderr)
     complete = len(found) == len(slos) and all(reached.search and reached.search.complete for reached in found)
     return {
         "partial": not complete or bool(failures),

@@ -6,6 +6,7 @@ import json
 import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from bench.simulated.dry_run import all_searched, summary
 from bench.simulated.fairness import fairness
 from bench.simulated.load import Load
 from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, simulate
+from bench.traffic import live_goodput
+from bench.traffic.attempt import Attempted, attempt
 from server.errors import ServerError
 from tests.odd_servers import OddTriton
 
@@ -157,6 +160,25 @@ def test_goodput_of_a_live_server(fake_export: Path, tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["goodput"] == result["goodput"]
 
 
+def test_an_interrupt_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, made = tmp_path / "goodput.json", 0
+
+    async def interrupted(*arguments: Any) -> Attempted:
+        nonlocal made
+        made += 1
+        if made > 1:
+            raise KeyboardInterrupt
+        return await attempt(*arguments)
+
+    monkeypatch.setattr(live_goodput, "attempt", interrupted)
+    load = ["--slo-ms", "500", "400", "--requests", "80", "--max-rows", "2", "--apart", "1"]
+    with OddTriton() as server:
+        assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
+    result = json.loads(kept.read_text())
+    assert (result["partial"], result["failures"], made) == (True, ["interrupted"], 2)
+    assert len(result["goodput"]["500 ms"]["trials"]) == 1
+
+
 def test_a_server_that_dies_is_told_and_what_was_found_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -170,5 +192,5 @@ def test_a_server_that_dies_is_told_and_what_was_found_is_kept(
     result = json.loads(kept.read_text())
     assert result["partial"] is True
     assert "the server went away" in result["failures"][0]
-    assert capsys.readouterr().err.startswith("goodput: the server went away")
+    assert capsys.readouterr().err.count("goodput: the server went away") == 1
     assert "goodput at 500 ms" in result["measures"]
