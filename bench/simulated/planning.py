@@ -178,7 +178,7 @@ class Planner:
         for number in range(servers - 1, max(0, servers - 1 - FURTHER), -1):
             if self.standing(number, slo).high < self.case.attainment:
                 return number + 1
-        return 1 if servers <= FURTHER else None
+        return 1 if servers <= FURTHER + 1 else None
 
     def _high(self, servers: int, slo: Slo) -> int | None:
         """The fewest that surely are."""

@@ -125,7 +125,8 @@ class Trace:
 
     @property
     def rate(self) -> float:
-        return self.speed * len(self.moments) / (self.moments[-1] or 1.0)
+        gaps = len(self.moments) - 1
+        return self.speed * gaps / self.moments[-1] if self.moments[-1] else float(len(self.moments))
 
     def times(self, seed: int, *, count: int | None = None, seconds: float | None = None) -> list[float]:
         due = [moment / self.speed for moment in self.moments[:count]]

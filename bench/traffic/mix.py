@@ -20,7 +20,7 @@ Size: TypeAlias = int | tuple[int, int]
 
 
 class Kind(NamedTuple):
-    """What must take as long alone; of a range of guidance scales, the highest."""
+    """What must take as long alone; of a range of guidance scales, the highest; of recorded ones above 1, `GUIDED`."""
 
     steps: int
     sampler: str
@@ -35,6 +35,8 @@ ALL_FACES: tuple[Face, ...] = get_args(Face)
 # Those of gRPC.
 FACES: tuple[Face, ...] = ("unary", "stream")
 LEAVING: tuple[Ending, ...] = ("cancel", "close", "id")
+# Any scale above 1 takes as long.
+GUIDED = 7.5
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SHAPES = ("circle", "square", "star", "ring", "heart", "triangle", "cross", "diamond")
 # Each is refused for another reason, by the server and not by our client.
@@ -105,7 +107,7 @@ class Mix:
 
     steps: Numbers[int] = (20,)
     samplers: Spread[str] = ("euler",)
-    guidance: Numbers[float] = (7.5,)
+    guidance: Numbers[float] = (GUIDED,)
     sizes: Spread[Size] = (128,)
     images: Numbers[int] = (1,)
     formats: Spread[str] = ("png",)
@@ -146,7 +148,11 @@ class Mix:
         task = drawn(self.tasks, draw)
         steps, sampler = given.steps or steps, given.sampler or sampler
         guidance, size = guidance if given.guidance is None else given.guidance, given.size or size
-        alike = self.guidance.high if isinstance(self.guidance, Between) and guidance > 1 else guidance
+        alike = guidance
+        if guidance > 1 and given.guidance is not None:
+            alike = GUIDED
+        elif guidance > 1 and isinstance(self.guidance, Between):
+            alike = self.guidance.high
         return task, Kind(steps, sampler, alike, *sides(size), images, task.label), guidance
 
     def _prompt(self, draw: random.Random) -> str:

@@ -9,7 +9,8 @@ import pytest
 from bench.simulated import planning
 from bench.simulated.accelerator import DeviceCurve
 from bench.simulated.fleet import Costs
-from bench.simulated.planning import Case, Planner, fewest, one_server, tails
+from bench.simulated.planning import FURTHER, Case, Planner, fewest, one_server, tails
+from bench.traffic.bisection import Standing
 from bench.traffic.mix import Mix
 from bench.traffic.slo import Slo
 from bench.traffic.tasks import Task
@@ -73,6 +74,15 @@ def test_one_server_fewer_is_not_enough() -> None:
 def test_too_few_servers_are_told() -> None:
     with pytest.raises(ServerError, match=r"3 servers are not enough for 9 requests/s at 3x .* raise --most-servers"):
         Planner(replace(CASE, most=3), "serial", 9.0).plan(SLO)
+
+
+def test_fewer_that_may_be_enough_are_looked_for_only_so_far() -> None:
+    class Doubtful(Planner):
+        def standing(self, servers: int, slo: Slo) -> Standing:
+            return Standing(3.0, share=0.9, low=0.8, high=1.0, counted=20)
+
+    planner = Doubtful(CASE, "serial", 3.0)
+    assert [planner._low(servers, SLO) for servers in (1, FURTHER + 1, FURTHER + 2)] == [1, 1, None]
 
 
 def test_one_serial_server_serves_what_its_queue_allows() -> None:

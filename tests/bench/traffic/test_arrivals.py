@@ -54,7 +54,9 @@ def test_a_trace_is_played_as_quick_as_it_is_told() -> None:
     trace = Trace("day.csv", (0.0, 1.0, 4.0), speed=2.0)
     assert trace.times(0) == [0.0, 0.5, 2.0]
     assert trace.times(0, count=2) == trace.times(9, seconds=1.0) == [0.0, 0.5]
-    assert trace.rate == 1.5
+    # Two gaps in two seconds.
+    assert trace.rate == 1.0
+    assert Trace("one.csv", (0.0,)).rate == 1.0
 
 
 @pytest.mark.parametrize(

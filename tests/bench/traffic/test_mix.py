@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench.traffic.mix import FACES, MALFORMED, Asked, Kind, Mix
+from bench.traffic.mix import FACES, MALFORMED, Asked, Given, Kind, Mix
 from bench.traffic.tasks import TASK_NAMES, Task
 from server.errors import InvalidRequest
 from server.picture_files import PictureLimits
@@ -71,3 +71,9 @@ def test_every_task_is_a_good_request(name: str) -> None:
         # Whether the checkpoint is for that task is known to the server alone.
         if name not in ("depth", "upscaling"):
             Request.parse(values, limits, lambda field, picture: measure(field, picture, PictureLimits()))
+
+
+def test_recorded_guidance_is_sent_as_it_was_and_makes_no_kinds_of_its_own() -> None:
+    asked = [Mix().asked(0, Given(guidance=scale)) for scale in (1.0, 5.5, 6.25)]
+    assert [one.fields["guidance_scale"] for one in asked] == [1.0, 5.5, 6.25]
+    assert asked[0].kind != asked[1].kind == asked[2].kind
