@@ -28,7 +28,7 @@ from bench import (
 from bench.peers import program as peers
 from bench.reporting import pages
 from bench.reporting.reading import parsed
-from bench.reporting.results import described, plain, tell
+from bench.reporting.results import described, need_place, plain, tell
 from engines.errors import EngineError
 from server.errors import ServerError
 
@@ -73,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if page is not None:
             pages.require()
+        for place in (options.json, page):
+            need_place(place)
         result = described(options.verb, arguments[1:], program.run(options))
         tell(result, options.json)
         if page is not None:

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.judging.judge import Pixels
-from bench.judging.scenes import psnr
+from engines.verify import psnr
 from server.errors import ServerError
 
 
 @dataclass(frozen=True, slots=True)
 class Likeness:
-    """Of one picture to another: decibels, at most 108 for the same pixels, and structural similarity, at most 1."""
+    """Of one picture to another: decibels, 100 for the same pixels, and structural similarity, at most 1."""
 
     psnr_db: float
     ssim: float

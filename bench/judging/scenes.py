@@ -61,10 +61,3 @@ def box_mask(box: list[int], pixels: int = CANVAS) -> Pixels:
     left, top, right, bottom = box
     mask[top:bottom, left:right] = 255
     return mask
-
-
-def psnr(picture: Pixels, truth: Pixels, where: Mask | None = None) -> float:
-    """In dB, over all pixels or those of a mask."""
-    errors = np.square(picture.astype(np.float64) - truth.astype(np.float64))
-    mean = float((errors if where is None else errors[where]).mean())
-    return 10 * float(np.log10(255.0**2 / max(mean, 1e-6)))

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from bench.judging.judge import WORLD_FOLDER, Judge, Mask, Pixels
-from bench.judging.scenes import CANVAS, Painter, box_mask, png, psnr
+from bench.judging.scenes import CANVAS, Painter, box_mask, png
+from engines.verify import psnr
 from server.fields import Value
 
 ASPECTS = ("colour", "background", "shape")
@@ -101,7 +102,7 @@ def inpainting_unmasked(judge: Judge, painter: Painter) -> list[Trial]:
 def _repainted(judge: Judge, case: Case, scene: Pixels, outside: Mask, picture: Pixels) -> Scores:
     left, top, right, bottom = case["box"]
     inside = seen(judge, case["asked"], picture[top:bottom, left:right])
-    decibels = psnr(picture, scene, outside)
+    decibels = psnr(picture[outside], scene[outside])
     return {**inside, "rest_kept": float(decibels >= ALONE_DB), "rest_psnr_db": decibels}
 
 

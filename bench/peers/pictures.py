@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import random
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -235,7 +236,7 @@ def _timed(who: Contestant, order: Order, peer: str) -> Callable[[int], float]:
 
 
 def _under_load(ours: Contestant, peer: Contestant, compared: Compared, plan: Plan) -> Rounds:
-    """Seconds until all of a load is answered."""
+    """Seconds until all of a load is answered; where it comes at a rate, which sets that time, the mean latency."""
     outcomes: dict[str, list[Sequence[Outcome]]] = {ours.name: [], peer.name: []}
 
     def served(who: Contestant) -> Callable[[int], float]:
@@ -245,7 +246,7 @@ def _under_load(ours: Contestant, peer: Contestant, compared: Compared, plan: Pl
             if wrong := [outcome.message for outcome in found if outcome.status != "ok"]:
                 raise EngineError(f"{who.name} failed {len(wrong)} of {len(found)} requests of the load: {wrong[0]}")
             outcomes[who.name].append(found)
-            return span(found)
+            return statistics.mean(outcome.seconds for outcome in found) if load.rate else span(found)
 
         return call
 

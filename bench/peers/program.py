@@ -17,6 +17,7 @@ from bench.peers.told import SETTINGS
 from bench.peers.unet import PEERS as UNET_PEERS
 from bench.peers.unet import run_unet
 from bench.peers.worker import MODULES
+from bench.traffic.mix_options import WORKLOADS, listed
 from engines.errors import EngineError
 
 
@@ -45,10 +46,15 @@ def _add_picture_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--steps", type=int, default=20, help="of a single picture and of a batch, by Euler's method")
     group.add_argument("--guidance", type=float, default=2.0, help="of all pictures, above 1")
     group.add_argument("--batch", type=int, default=8, help="pictures that are wanted together")
-    group.add_argument("--mix", type=_numbers, default=(4, 20, 50), help="steps of the mixed load, as 4,20,50")
+    group.add_argument(
+        "--mix", type=listed(int), default=WORKLOADS["mixed"], help="steps of the mixed load, as 4,20,50"
+    )
     group.add_argument("--requests", type=int, default=24, help="of the mixed load, in each round")
     group.add_argument("--concurrency", type=int, default=8, help="requests of the mixed load that are open at a time")
-    group.add_argument("--rate", type=float, default=0.0, help="instead: requests a second, at random times")
+    group.add_argument(
+        "--rate", type=float, default=0.0,
+        help="instead: requests a second, at random times; then ratios are of mean latencies, not of the time for all",
+    )  # fmt: skip
     group.add_argument("--seed", type=int, default=0)
     group.add_argument(
         "--even-if-different", action="store_true", help="time peers that draw another picture all the same"
@@ -80,10 +86,3 @@ def _interpreter(text: str) -> tuple[str, str]:
     if name not in MODULES or not path:
         raise argparse.ArgumentTypeError(f"{text!r} is no PEER=PATH with a PEER of {', '.join(MODULES)}")
     return name, path
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write such as 4,20,50") from None

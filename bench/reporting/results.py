@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import math
 import os
@@ -54,6 +55,21 @@ def described(program: str, arguments: Sequence[str], result: Mapping[str, Any])
         **result,
         "environment": environment(),
     }
+
+
+def need_place(file: Path | None) -> None:
+    """To be called before a long measurement.
+
+    Raises:
+        OSError: nothing can be written to that file.
+    """
+    if file is None:
+        return
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "Is a directory", str(file))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
 
 
 def tell(result: Mapping[str, Any], file: Path | None) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bench import host
 from bench.__main__ import main
 from bench.reporting.measures import Measure
 from bench.reporting.readme import BEGIN, END
@@ -48,6 +49,19 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path: Path, capsys: Captured
     assert main(["report", str(good), "--html", str(tmp_path)]) == 1
     assert main(["compare", str(good), str(good), "--json", str(tmp_path)]) == 1
     assert capsys.readouterr().err.count("Is a directory") == 2
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_place_is_looked_at_before_a_measurement(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    measured: list[object] = []
+    monkeypatch.setattr(host, "run", measured.append)
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "result"):
+        assert main(["host", option, str(place)]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    assert measured == []
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,15 @@ def test_a_peer_that_draws_the_same_is_timed_in_every_setting() -> None:
     assert result["plots"][-1]["series"]["ours"][-1] == [4.0, 1.0]
 
 
+def test_a_load_that_comes_at_a_rate_is_told_by_its_latencies() -> None:
+    at_rate = replace(plan(), settings=("mixed",), load=lambda number: replace(plan().load(number), rate=1.0))
+    compared = Compared("fp32", 0.0)
+    compare(Painter("ours", 100, 1.0), Painter("peer", 100, 3.0), compared, at_rate, EXPECTED)
+    # Of four, answered one after the other.
+    assert compared.rounds["mixed"].ours == [2.5] * 3
+    assert compared.rounds["mixed"].theirs == [7.5] * 3
+
+
 @pytest.mark.parametrize(("even", "drawn"), [(False, 2), (True, 2 + 6)])
 def test_a_peer_that_draws_something_else_has_a_number_and_no_ratio(even: bool, drawn: int) -> None:
     peer, compared = Painter("peer", 200, 1.0), Compared("bf16", 0.0)
