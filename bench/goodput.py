@@ -21,11 +21,13 @@ from bench.simulated.accelerator import ACCELERATORS
 from bench.simulated.dry_run import LEAST_REQUESTS, compared
 from bench.simulated.simulation import Settings
 from bench.traffic.live_goodput import LIVE_REQUESTS, add_live_options, live
-from bench.traffic.mix_options import WORKLOADS, add_mix_options
+from bench.traffic.mix_options import IN_MIX, WORKLOADS, add_mix_options
 from bench.traffic.slo import add_slo_options
 from server.errors import ServerError
 
 DRY_REQUESTS = 1500
+# A dry run has requests and limits of its own.
+LIVE_ONLY = ("slo", "slo_ms", *IN_MIX, "cv", "url", "fake")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +68,10 @@ def dry(options: argparse.Namespace) -> dict[str, Any]:
     """Goodput in images a second, and its ratios to static and serial batches.
 
     Raises:
-        ServerError: there is no such workload.
+        ServerError: there is no such workload, or an option says what a dry run does not have.
     """
+    if said := [name for name in LIVE_ONLY if getattr(options, name, None) is not None]:
+        raise ServerError(f"--{said[0].replace('_', '-')} is for a live server: leave it out, or --dry-run")
     wanted = options.workload or "all"
     if wanted not in (*WORKLOADS, "all"):
         raise ServerError(f"--workload is {wanted}: a dry run has {', '.join(WORKLOADS)} and all")

@@ -126,6 +126,7 @@ def loads_of(options: argparse.Namespace, workload: Workload | None = None) -> l
     """
     workload = workload or Workload()
     _check_numbers(options)
+    _check_together(options)
     arrivals, concurrency = _arrivals(options, workload), options.concurrency or ()
     if not arrivals and not concurrency:
         concurrency = workload.concurrency or (CONCURRENCY,)
@@ -157,6 +158,12 @@ def _check_numbers(options: argparse.Namespace) -> None:
         for one in value if isinstance(value, tuple) else () if value is None else (value,):
             if not 0 < one < float("inf"):
                 raise ServerError(f"--{name.replace('_', '-')} is {one}: give a number above 0")
+
+
+def _check_together(options: argparse.Namespace) -> None:
+    for name, other in (("cv", "rate"), ("speed", "trace")):
+        if getattr(options, name) != 1 and not getattr(options, other):
+            raise ServerError(f"--{name} is {getattr(options, name):g}, which is of --{other}: give both, or neither")
 
 
 def _arrivals(options: argparse.Namespace, workload: Workload) -> tuple[Arrivals, ...]:

@@ -125,6 +125,8 @@ def test_goodput_reports_what_others_rely_on(tmp_path: Path, capsys: pytest.Capt
     [
         (["--dry-run", "--max-rows", "1"], "--max-rows is 1"),
         (["--dry-run", "--seeds", "0"], "--seeds is 0"),
+        (["--dry-run", "--slo-ms", "500"], "--slo-ms is for a live server: leave it out, or --dry-run"),
+        (["--dry-run", "--steps", "4"], "--steps is for a live server"),
         (["--dry-run", "--workload", "odd"], "a dry run has mixed, uniform and all"),
         (["--requests", "1"], "--requests is 1"),
         (["--seconds", "0"], "--seconds is 0: give a number above 0"),

@@ -95,6 +95,8 @@ def test_the_device_is_the_one_of_the_other_programs() -> None:
         (["--requests", "0"], "--requests is 0"),
         (["--ramp", "0:4:10"], "the first rate of arrivals is 0: give a number above 0"),
         (["--rate", "3", "--cv", "-1"], "--cv is -1.0"),
+        (["--concurrency", "3", "--cv", "2"], "--cv is 2, which is of --rate: give both, or neither"),
+        (["--rate", "3", "--speed", "2"], "--speed is 2, which is of --trace"),
         (["--trace", "none.csv"], "none.csv cannot be read as a trace"),
         (["--workload", "none.yaml"], "none.yaml cannot be read"),
         (["--url", "127.0.0.1:1", "--fake"], "give one of them"),
