@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -162,37 +162,37 @@ def test_goodput_of_a_live_server(fake_export: Path, tmp_path: Path, capsys: pyt
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["goodput"] == result["goodput"]
 
 
-def test_an_interrupt_keeps_what_was_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept, made = tmp_path / "goodput.json", 0
+def second_trial(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]) -> None:
+    """Have something happen before it."""
+    made = 0
 
-    async def interrupted(*arguments: Any) -> Attempted:
+    async def attempted(*arguments: Any) -> Attempted:
         nonlocal made
         made += 1
-        if made > 1:
-            raise KeyboardInterrupt
+        if made == 2:
+            happens()
         return await attempt(*arguments)
 
-    monkeypatch.setattr(live_goodput, "attempt", interrupted)
-    load = ["--slo-ms", "500", "400", "--requests", "80", "--max-rows", "2", "--apart", "1"]
-    with OddTriton() as server:
-        assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
-    result = json.loads(kept.read_text())
-    assert (result["partial"], result["failures"], made) == (True, ["interrupted"], 2)
-    assert len(result["goodput"]["500 ms"]["trials"]) == 1
+    monkeypatch.setattr(live_goodput, "attempt", attempted)
 
 
-def test_a_server_that_dies_is_told_and_what_was_found_is_kept(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("dies", "said"), [(True, "the server went away: "), (False, "interrupted")])
+def test_an_early_end_is_told_and_what_was_found_is_kept(
+    dies: bool, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "goodput.json"
+    load = ["--slo-ms", "500", "400", "--requests", "80", "--max-rows", "2", "--apart", "1"]
     with OddTriton() as server:
-        timer = threading.Timer(3.0, server.die)
-        timer.start()
-        load = ["--slo-ms", "500", "--requests", "80", "--max-rows", "2", "--limit", "5", "--apart", "0.4"]
+        second_trial(monkeypatch, server.die if dies else interrupt)
         assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
-        timer.cancel()
     result = json.loads(kept.read_text())
     assert result["partial"] is True
-    assert "the server went away" in result["failures"][0]
-    assert capsys.readouterr().err.count("goodput: the server went away") == 1
+    (failure,) = result["failures"]
+    assert failure.startswith(said)
+    assert capsys.readouterr().err == f"goodput: {failure}\n"
+    assert len(result["goodput"]["500 ms"]["trials"]) == 1
     assert "goodput at 500 ms" in result["measures"]
