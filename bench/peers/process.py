@@ -148,7 +148,7 @@ def opened(name: str, python: str, setup: Setup, log: Path, limit: float) -> Ite
                 stderr=errors,
                 text=True,
                 # Of its own, so that it ends together with what it has started, such as compilers.
-                start_new_session=True,
+                process_group=0,
             )
         except OSError as error:
             raise MissingPeerError(

@@ -60,9 +60,10 @@ def test_an_enlarged_picture_is_judged_by_the_truth() -> None:
     truth = Painter().draw(case["scene"], case["pixels"])
     small = sent(trial)
     assert tuple(4 * side for side in small.shape[:2]) == truth.shape[:2]
-    bicubic = np.asarray(Image.fromarray(small).resize(truth.shape[1::-1], Image.Resampling.BICUBIC))
+    bicubic = np.asarray(Image.fromarray(small).resize((case["pixels"], case["pixels"]), Image.Resampling.BICUBIC))
     assert (trial.judge(truth)["better"], trial.judge(truth)["psnr_db"]) == (1.0, 100.0)
-    assert (trial.judge(bicubic)["better"], trial.judge(bicubic)["gained_db"]) == (0.0, pytest.approx(0.0))
+    assert trial.judge(bicubic)["better"] == 0.0
+    assert trial.judge(bicubic)["gained_db"] == pytest.approx(0.0)
 
 
 def test_an_extended_picture_must_go_on_as_it_was() -> None:
