@@ -7,14 +7,14 @@ EXPORT := out/export
 VARIANTS := $(patsubst $(CHECKPOINT)-%,%,$(wildcard $(CHECKPOINT)-*))
 MODELS := --model base=$(EXPORT) $(foreach variant,$(VARIANTS),--model $(variant)=out/$(variant))
 
-.PHONY: setup demo test test-slow check serve bench soak export engines-full clean
+.PHONY: setup demo test test-slow check serve bench bench-full soak export engines-full clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt \
-		--editable '.[client,export,triton,openvino,int8,plans,bench,tracing,dev]'
+		--editable '.[client,export,triton,openvino,int8,plans,bench,peers,tracing,dev]'
 	touch $@
 
 export: setup
@@ -31,7 +31,7 @@ serve: export
 	$(RUN) -m server launch $(MODELS)
 
 test: setup
-	$(RUN) -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: setup
 	$(RUN) -m pytest -m "slow and not gpu" -o faulthandler_timeout=3600
@@ -41,21 +41,44 @@ check: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
+# Every kind of measurement on the embedded checkpoint, in some ten minutes, and a page of them all: out/report.html.
+RESULTS := out/bench
+FULL := out/full
 bench: export
-	$(RUN) -m bench quality --task all $(MODELS) --json out/quality.json
-	$(RUN) -m bench samplers --model $(EXPORT) --json out/samplers.json
-	$(RUN) -m bench host --json out/host.json
-	$(RUN) -m bench placement --model $(EXPORT) --json out/placement.json
-	$(RUN) -m bench latency --model $(EXPORT) --json out/latency.json
-	$(RUN) -m bench online --model $(EXPORT) --fake --rate 7 --duration 60 --steps 4,20,50 \
-		--samplers euler,dpmpp_2m,ddim --face both --preview-interval 5 --json out/online.json
+	$(RUN) -m bench offline --model $(EXPORT) --rows 1,2,4,8,16 --sizes 128 --repeats 3 --json $(RESULTS)/offline.json
+	$(RUN) -m bench host --json $(RESULTS)/host.json
+	$(RUN) -m bench quality --task all --cases 25 $(MODELS) --json $(RESULTS)/quality.json
+	$(RUN) -m bench online --model $(EXPORT) --steps 4,20,50 --rate 1,2,3 --duration 20 --json $(RESULTS)/online.json
+	$(RUN) -m bench online --model $(EXPORT) --fake --steps 4,20,50 --samplers euler,dpmpp_2m,ddim --face stream \
+		--preview-interval 5 --rate 2,4,6,7 --duration 15 --json $(RESULTS)/online-fake.json
+	$(RUN) -m bench latency --model $(EXPORT) --repeats 15 --json $(RESULTS)/latency.json
+	$(RUN) -m bench harness --model $(EXPORT) --seconds 5 --json $(RESULTS)/harness.json
+	$(RUN) -m bench goodput --dry-run --requests 300 --seeds 1 --json $(RESULTS)/goodput.json
+	$(RUN) -m bench capacity --curve $(RESULTS)/offline.json --batchers in_flight --rate 5,10,20 --slo 3 --seeds 1 --json $(RESULTS)/capacity.json
+	$(RUN) -m bench mlperf --scenario Offline --model $(EXPORT) --scale 0.01 --json $(RESULTS)/mlperf.json
+	$(RUN) -m bench peers --model $(EXPORT) --checkpoint $(CHECKPOINT) --repeats 2 \
+		--peer diffusers_fp32 --peer openvino_genai --peer triton_serial --peer triton_static --json $(RESULTS)/peers.json
+	$(RUN) -m bench report $(RESULTS)/*.json --html out/report.html
+
+# The same machine at full size: Stable Diffusion 2.1 with random weights at 512 x 512. An hour on two cores, 9 GB.
+bench-full: setup
+	test -e $(FULL)/checkpoint/model_index.json || \
+		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint
+	$(RUN) -m export $(FULL)/checkpoint --out $(FULL)/fp32 --resolution 512
+	mkdir -p $(RESULTS)/full
+	$(RUN) -m bench offline --model $(FULL)/fp32 --rows 1,2,4 --json $(RESULTS)/full/offline.json
+	$(RUN) -m bench picture --model $(FULL)/fp32 --json $(RESULTS)/full/picture.json
+	$(RUN) -m bench peers --what unet --model $(FULL)/fp32 --checkpoint $(FULL)/checkpoint \
+		--json $(RESULTS)/full/unet.json
+	$(RUN) -m bench peers --model $(FULL)/fp32 --checkpoint $(FULL)/checkpoint --setting single --repeats 3 \
+		--json $(RESULTS)/full/peers.json
+	$(RUN) -m bench report $(RESULTS)/full/*.json --html out/report-full.html
 
 # Some minutes; exit code 0 only if nothing was lost or leaked.
 soak: export
 	$(RUN) -m bench soak --model $(EXPORT) --json out/soak.json
 
 # Stable Diffusion 2.1 at full size with random weights, to plans for Ada and Blackwell GPUs: some minutes, 9 GB of disk.
-FULL := out/full
 engines-full: setup
 	test -e $(FULL)/checkpoint/model_index.json || \
 		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint

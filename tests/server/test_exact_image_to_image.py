@@ -31,7 +31,7 @@ CASES = [
     ("heun", 6, 0.5, 3.0, 1),
     ("dpm2", 5, 0.6, 1.0, 1),
 ]
-# More guidance enlarges what diffusers rounds: it has the timesteps of `dpm2_ancestral` in float32.
+# More guidance enlarges what diffusers rounds: it has the levels of `dpm2_ancestral` in float32.
 WIDE = [
     (sampler, 10, strength, scale, 2)
     for sampler, strength, scale in product(METHODS, (0.3, 0.8, 1.0), (1.0, 4.0))

@@ -33,7 +33,7 @@ CASES = [
     ("heun", 6, 0.5, 3.0, 1),
     ("dpm2", 5, 1.0, 1.0, 1),
 ]
-# More guidance enlarges what diffusers rounds: it has the timesteps of `dpm2_ancestral` in float32.
+# More guidance enlarges what diffusers rounds: it has the levels of `dpm2_ancestral` in float32.
 WIDE = product(METHODS, (10,), (0.3, 0.8, 1.0), (1.0, 4.0), (2,))
 SLOW = [pytest.param(*case, marks=pytest.mark.slow) for case in WIDE]
 
