@@ -41,9 +41,10 @@ check: setup
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 
-# Every kind of measurement on the embedded checkpoint, in some ten minutes, and a page of them all: out/report.html.
 RESULTS := out/bench
 FULL := out/full
+
+# Every kind of measurement on the embedded checkpoint, in some eleven minutes, and a page of them all: out/report.html.
 bench: export
 	$(RUN) -m bench offline --model $(EXPORT) --rows 1,2,4,8,16 --sizes 128 --repeats 3 --json $(RESULTS)/offline.json
 	$(RUN) -m bench host --json $(RESULTS)/host.json
@@ -60,7 +61,7 @@ bench: export
 		--peer diffusers_fp32 --peer openvino_genai --peer triton_serial --peer triton_static --json $(RESULTS)/peers.json
 	$(RUN) -m bench report $(RESULTS)/*.json --html out/report.html
 
-# The same machine at full size: Stable Diffusion 2.1 with random weights at 512 x 512. An hour on two cores, 9 GB.
+# The same machine at full size: Stable Diffusion 2.1 with random weights at 512 x 512, without a GPU: hours.
 bench-full: setup
 	test -e $(FULL)/checkpoint/model_index.json || \
 		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint

@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import multiprocessing
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -134,15 +135,16 @@ def _interruptible(halt: Halt) -> Iterator[None]:
     def interrupt() -> None:
         halt.reason = halt.reason or "interrupted"
 
-    loop = asyncio.get_running_loop()
     # Signals are for the main thread only.
-    with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-        loop.add_signal_handler(signal.SIGINT, interrupt)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupt)
     try:
         yield
     finally:
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.remove_signal_handler(signal.SIGINT)
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 def _send_parts(shares: list[Share], halt: Halt) -> Sent:

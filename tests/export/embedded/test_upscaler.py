@@ -11,6 +11,7 @@ from export.embedded.autoencoder import draw_all, encode, new_vae, scenes, shall
 from export.embedded.finetuning import Base
 from export.embedded.training import Plan
 from export.embedded.upscaler import (
+    LATENT_GAIN,
     MOST_NOISE_LEVEL,
     PART,
     make_latents,
@@ -20,6 +21,7 @@ from export.embedded.upscaler import (
     parts_of,
     reduced,
     train_decoder,
+    unlike_small_picture,
 )
 from export.embedded.world import CANVAS
 
@@ -80,6 +82,14 @@ def test_the_decoder_learns_from_what_the_unet_makes_and_the_encoder_stays(tmp_p
     train_decoder(vae, pairs, made.float(), tmp_path, Plan("decoder4", steps=3, learning_rate=1e-3))
     changed = {name.split(".")[0] for name, weight in vae.state_dict().items() if not torch.equal(weight, before[name])}
     assert changed == {"decoder", "post_quant_conv"}
+
+
+def test_a_latent_is_like_the_small_picture_in_three_channels_alone() -> None:
+    pixels = torch.rand(2, 3, 16, 16) * 2 - 1
+    small = LATENT_GAIN * torch.nn.functional.avg_pool2d(pixels, 4)
+    latents = torch.cat([small, torch.randn(2, 1, 4, 4)], dim=1)
+    assert unlike_small_picture(1.0, latents, pixels) == 0
+    torch.testing.assert_close(unlike_small_picture(0.5, latents + 2, pixels), torch.tensor(2.0))
 
 
 def test_a_reduced_picture_has_a_quarter_of_the_sides() -> None:
