@@ -67,12 +67,12 @@ bench-full: setup
 		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint
 	$(RUN) -m export $(FULL)/checkpoint --out $(FULL)/fp32 --resolution 512
 	mkdir -p $(RESULTS)/full
-	$(RUN) -m bench offline --model $(FULL)/fp32 --rows 1,2,4 --json $(RESULTS)/full/offline.json
-	$(RUN) -m bench picture --model $(FULL)/fp32 --json $(RESULTS)/full/picture.json
+	$(RUN) -m bench offline --model $(FULL)/fp32 --rows 1,2,4 --repeats 2 --json $(RESULTS)/full/offline.json
+	$(RUN) -m bench picture --model $(FULL)/fp32 --repeats 2 --json $(RESULTS)/full/picture.json
 	$(RUN) -m bench peers --what unet --model $(FULL)/fp32 --checkpoint $(FULL)/checkpoint \
 		--json $(RESULTS)/full/unet.json
-	$(RUN) -m bench peers --model $(FULL)/fp32 --checkpoint $(FULL)/checkpoint --setting single --repeats 3 \
-		--json $(RESULTS)/full/peers.json
+	$(RUN) -m bench peers --model $(FULL)/fp32 --checkpoint $(FULL)/checkpoint --setting single --steps 4 \
+		--repeats 3 --json $(RESULTS)/full/peers.json
 	$(RUN) -m bench report $(RESULTS)/full/*.json --html out/report-full.html
 
 # Some minutes; exit code 0 only if nothing was lost or leaked.

@@ -20,6 +20,7 @@ from typing import Any
 
 from bench.flops import Product, Sizes, operations
 from bench.reporting.measures import Measure, Plot, told
+from bench.traffic.mix_options import listed
 from engines.component import Component, PipelineSpec
 from engines.errors import EngineError
 from engines.picture import Case, feeds
@@ -82,8 +83,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
     parser.add_argument("--provider", default="auto", help="auto, or a name of `server launch --provider`")
     parser.add_argument("--component", action="append", default=[], help="repeat for more (default: all)")
-    parser.add_argument("--rows", default="1,2,4", help="of a call, such as 1,2,4 (default: %(default)s)")
-    parser.add_argument("--sizes", default="", help="in pixels, such as 512,768 (default: all of the export)")
+    parser.add_argument("--rows", type=listed(int), default=(1, 2, 4), help="of a call (default: 1,2,4)")
+    parser.add_argument(
+        "--sizes", type=listed(int), default=(), help="in pixels, such as 512,768 (default: all of the export)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls of each kind")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: one per core")
 
@@ -97,9 +100,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         EngineError: numbers that are none, or something that cannot be loaded or run.
     """
     spec = PipelineSpec.read(options.model)
-    rows, sizes = numbers(options.rows, "--rows"), chosen_sizes(options.sizes, spec)
-    if options.repeats < 1:
-        raise EngineError("--repeats must be at least 1")
+    rows, sizes = options.rows, chosen_sizes(options.sizes, spec)
+    if min(*rows, options.repeats) < 1:
+        raise EngineError("--rows and --repeats must be at least 1")
     for name in options.component:
         spec.component(name)
     bench = Bench(options, spec)
@@ -239,29 +242,17 @@ def resident_bytes() -> int:
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
-def numbers(text: str, option: str) -> list[int]:
-    """`1,2,4` as numbers.
+def chosen_sizes(heights: Sequence[int], spec: PipelineSpec, option: str = "--sizes") -> Sequence[tuple[int, int]]:
+    """The export's resolutions of these heights; all where none is named.
 
     Raises:
-        EngineError: it is none.
+        EngineError: the export has none of a height.
     """
-    parts = text.split(",")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise EngineError(f"{option} {text} is no list of numbers; write such as 1,2,4")
-    return [int(part) for part in parts]
-
-
-def chosen_sizes(text: str, spec: PipelineSpec, option: str = "--sizes") -> Sequence[tuple[int, int]]:
-    """The export's resolutions that are named by their height; all where none is.
-
-    Raises:
-        EngineError: the export has none of that height.
-    """
-    if not text:
+    if not heights:
         return spec.resolutions
-    heights = numbers(text, option)
     found = [(height, width) for height, width in spec.resolutions if height in heights]
-    if len({height for height, _ in found}) < len(set(heights)):
+    if missing := set(heights) - {height for height, _ in found}:
         there = ", ".join(f"{height}x{width}" for height, width in spec.resolutions)
-        raise EngineError(f"{option} {text}: the export is for {there}; export with --resolution")
+        named = ",".join(map(str, sorted(missing)))
+        raise EngineError(f"{option} {named}: the export is for {there}; export with --resolution")
     return found

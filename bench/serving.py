@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bench.simulated.accelerator import ACCELERATORS
-from server.client import Client, Result
+from server.answers import Result
+from server.client import Client
 from server.config import ServerConfig
 from server.errors import ServerError
 from server.fields import Value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Mapping
@@ -9,13 +10,32 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-from server.client import KINDS, Result
-from server.errors import Overloaded, ServerError
+from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
+from server.image import Pixels
 from server.repository import FACE, STREAM
 
+KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
 EventKind: TypeAlias = Literal["progress", "preview", "image", "result"]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Encoded images and what the server says about them."""
+
+    images: list[bytes]
+    metadata: dict[str, Any]
+
+    def pixels(self) -> list[Pixels]:
+        """(height, width, 3) uint8 per image."""
+        request = self.metadata["request"]
+        if request["output_format"] == "raw":
+            sizes = self.metadata["sizes"]
+            pairs = zip(self.images, sizes, strict=True)
+            return [np.frombuffer(data, np.uint8).reshape(*size, 3) for data, size in pairs]
+        return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in self.images]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +75,12 @@ def event_of(answer: Any) -> Event:
     if "metadata" in outputs:
         return Event("result", result=result_of(answer))
     about = object_of(answer, "progress")
-    if "preview" in outputs:
-        return Event("preview", about, _values(answer, "preview")[0])
-    if "images" in outputs:
-        return Event("image", about, _values(answer, "images")[0])
+    kinds: tuple[tuple[str, EventKind], ...] = (("preview", "preview"), ("images", "image"))
+    for output, kind in kinds:
+        if output in outputs:
+            if not isinstance(about.get("image"), int):
+                raise _not_ours("progress", f"it does not say of which image the {kind} is")
+            return Event(kind, about, _values(answer, output)[0])
     return Event("progress", about)
 
 

@@ -12,8 +12,8 @@ import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from server.answers import Event, event_of, failure_of, object_of, result_of
-from server.client import ERRORS, ERRORS_AS_DATA, Result, input_arrays, packed
+from server.answers import Event, Result, event_of, failure_of, object_of, result_of
+from server.client import ERRORS, ERRORS_AS_DATA, input_arrays, packed
 from server.errors import NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, Value
 from server.repository import FACE, STREAM

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import queue
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tritonclient.grpc as grpc
-from PIL import Image
 from tritonclient.utils import InferenceServerException
 
+from server.answers import Event, Result, event_of, failure_of, object_of, result_of
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, FIELD_BY_NAME, Field, Raster, Value, unknown_field
-from server.image import Pixels
 from server.repository import FACE, STREAM
 
 NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
@@ -30,29 +26,11 @@ ERRORS: dict[str, type[ServerError]] = {
     "CANCELLED": Cancelled,
     "DEADLINE_EXCEEDED": TimedOut,
 }
-KINDS: dict[str, type[ServerError]] = {kind.code: kind for kind in (InvalidRequest, Overloaded, NotFound, Cancelled)}
 # The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
 # crashes its release 2.51.0 once in some thousand failures, and sooner when clients close their side of a stream first.
 ERRORS_AS_DATA = "errors_as_data"
 Progress = Callable[[Mapping[str, Any]], None]
 Picture = Callable[[Mapping[str, Any], bytes], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """Encoded images and what the server says about them."""
-
-    images: list[bytes]
-    metadata: dict[str, Any]
-
-    def pixels(self) -> list[Pixels]:
-        """(height, width, 3) uint8 per image."""
-        request = self.metadata["request"]
-        if request["output_format"] == "raw":
-            sizes = self.metadata["sizes"]
-            pairs = zip(self.images, sizes, strict=True)
-            return [np.frombuffer(data, np.uint8).reshape(*size, 3) for data, size in pairs]
-        return [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in self.images]
 
 
 def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
@@ -145,7 +123,7 @@ class Client:
             answer = self._client.infer(FACE, input_tensors(fields), client_timeout=self._timeout)
         except InferenceServerException as error:
             raise _translated(error) from None
-        return _result(answer, {"images"}, {})
+        return result_of(answer)
 
     def stream(
         self,
@@ -168,24 +146,18 @@ class Client:
         asked |= {"preview_interval": 5} if on_preview else {}
         asked |= {"stream_images": 1} if on_image else {}
         images: dict[int, bytes] = {}
-        for answer in self._answers({**asked, **fields}):
-            outputs = {tensor.name for tensor in answer.get_response().outputs}
-            if "error" in outputs:
-                failure = json.loads(answer.as_numpy("error")[0])
-                raise KINDS.get(failure["code"], ServerError)(failure["message"])
-            if "metadata" in outputs:
-                return _result(answer, outputs, images)
-            event = json.loads(answer.as_numpy("progress")[0]) if "progress" in outputs else {}
-            if "preview" in outputs:
-                if on_preview is not None:
-                    on_preview(event, answer.as_numpy("preview")[0])
-            elif "images" in outputs:
-                images[event["image"]] = answer.as_numpy("images")[0]
-                if on_image is not None:
-                    on_image(event, images[event["image"]])
-            elif event and on_progress is not None:
-                on_progress(event)
-        raise ServerError("the stream ended without images")
+        for event in self._events({**asked, **fields}):
+            if event.result is not None:
+                rest = [images[number] for number in sorted(images)]
+                return Result(event.result.images or rest, event.result.metadata)
+            if event.kind == "image":
+                images[event.about["image"]] = event.data
+            if event.kind == "progress" and on_progress is not None:
+                on_progress(event.about)
+            listener = {"preview": on_preview, "image": on_image}.get(event.kind)
+            if listener is not None:
+                listener(event.about, event.data)
+        raise ServerError("the stream ended without an answer")
 
     def cancel(self, request_id: str) -> int:
         """Cancel the open requests of this id; returns how many.
@@ -197,7 +169,13 @@ class Client:
             answer = self._client.infer(FACE, input_tensors({CANCEL.name: request_id}), client_timeout=self._timeout)
         except InferenceServerException as error:
             raise _translated(error) from None
-        return int(json.loads(answer.as_numpy("metadata")[0])["cancelled"])
+        return int(object_of(answer, "metadata").get("cancelled", 0))
+
+    def _events(self, fields: Mapping[str, Value]) -> Iterator[Event]:
+        for answer in self._answers(fields):
+            if failure := failure_of(answer):
+                raise failure
+            yield event_of(answer)
 
     def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
         tensors = input_tensors(fields)
@@ -218,12 +196,6 @@ class Client:
                 yield answer
         finally:
             self._client.stop_stream(cancel_requests=not finished)
-
-
-def _result(answer: Any, outputs: set[str], streamed: Mapping[int, bytes]) -> Result:
-    metadata = json.loads(answer.as_numpy("metadata")[0])
-    images = list(answer.as_numpy("images")) if "images" in outputs else []
-    return Result(images or [data for _, data in sorted(streamed.items())], metadata)
 
 
 def _translated(error: InferenceServerException) -> ServerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
@@ -95,3 +96,26 @@ def listener(says: bytes) -> Iterator[str]:
             done.set()
             server.shutdown()
             thread.join()
+
+
+def said(**outputs: Any) -> Any:
+    """A message with these outputs: bytes as they are, the rest as JSON."""
+    message = messages.ModelInferResponse()
+    for name, value in outputs.items():
+        data = value if isinstance(value, bytes) else json.dumps(value).encode()
+        message.outputs.add(name=name, datatype="BYTES", shape=[1])
+        message.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
+    return message
+
+
+class Telling(OddTriton):
+    """A server whose streams have these messages."""
+
+    def __init__(self, *told: Any) -> None:
+        super().__init__()
+        self._told = told
+
+    def _stream(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        for _ in requests:
+            for one in self._told:
+                yield messages.ModelStreamInferResponse(infer_response=one)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.loadgen.process import LoadGen, Play, Sample
+from server.answers import Result
 from server.async_client import AsyncClient, Disconnected
-from server.client import Result
 from server.errors import ServerError
 from server.fields import Value
 

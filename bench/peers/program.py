@@ -33,7 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--peer", choices=(*PEERS, *UNET_PEERS), action="append", default=[], metavar="PEER",
         help=f"repeat for more (default: all). Of pictures: {', '.join(PEERS)}. Of the UNet: {', '.join(UNET_PEERS)}",
     )  # fmt: skip
-    parser.add_argument("--size", default="", help="in pixels, such as 512 (default: the first of the export)")
+    parser.add_argument(
+        "--size", type=int, nargs=1, default=(), help="in pixels, such as 512 (default: the first of the export)"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds, ours and theirs in each")
     parser.add_argument("--threads", type=int, default=0, help="of a CPU; 0: one per core")
     unet = parser.add_argument_group("the UNet alone")

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias
 
 from bench.traffic.http_face import HttpClient
 from bench.traffic.mix import Asked
+from server.answers import Result
 from server.async_client import AsyncClient, Disconnected, Message
-from server.client import Result
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.forwarding import GONE
 from server.sampler_names import find_sampler

@@ -8,8 +8,9 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from server.answers import Result
 from server.async_client import Disconnected
-from server.client import Result, input_arrays, packed
+from server.client import input_arrays, packed
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, Value
 from server.repository import FACE

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from tritonclient.grpc import service_pb2 as messages
 
 from bench.traffic.asking import Connections, ask
 from bench.traffic.echo import answered
@@ -18,32 +15,9 @@ from server.answers import Event
 from server.async_client import AsyncClient, Disconnected
 from server.errors import InvalidRequest, Overloaded, ServerError
 from server.fields import Value
-from tests.odd_servers import OddTriton
+from tests.odd_servers import OddTriton, Telling, said
 
 FIELDS: dict[str, Value] = {"prompt": "a circle", "seed": 3}
-
-
-def said(**outputs: Any) -> Any:
-    """A message with these outputs: bytes as they are, the rest as JSON."""
-    message = messages.ModelInferResponse()
-    for name, value in outputs.items():
-        data = value if isinstance(value, bytes) else json.dumps(value).encode()
-        message.outputs.add(name=name, datatype="BYTES", shape=[1])
-        message.raw_output_contents.append(len(data).to_bytes(4, "little") + data)
-    return message
-
-
-class Telling(OddTriton):
-    """A server whose streams have these messages."""
-
-    def __init__(self, *told: Any) -> None:
-        super().__init__()
-        self._told = told
-
-    def _stream(self, requests: Iterator[Any], context: Any) -> Iterator[Any]:
-        for _ in requests:
-            for one in self._told:
-                yield messages.ModelStreamInferResponse(infer_response=one)
 
 
 async def streamed(url: str) -> list[Event]:
@@ -66,7 +40,7 @@ def test_an_answer_has_its_images_and_metadata() -> None:
 def test_every_message_of_a_stream_is_an_event() -> None:
     told = [
         said(progress={"step": 1}),
-        said(progress={"step": 2}, preview=b"small"),
+        said(progress={"image": 0, "step": 2}, preview=b"small"),
         said(progress={"image": 0}, images=b"large"),
         said(metadata={"request": {}}),
     ]
@@ -105,6 +79,7 @@ def test_images_that_come_as_messages_of_their_own_are_counted() -> None:
         ([said(error={"code": "new", "message": "odd"})], ServerError, "odd"),
         ([said(error=[])], ServerError, "is not what our models send"),
         ([said(colour=b"red")], ServerError, "is not what our models send"),
+        ([said(progress={}, images=b"whose")], ServerError, "of which image"),
     ],
 )
 def test_streams_that_end_otherwise_are_told(told: list[Any], kind: type[ServerError], words: str) -> None:

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server.client import Result, input_tensors
-from server.errors import InvalidRequest
+from server.answers import Result
+from server.client import Client, input_tensors
+from server.errors import InvalidRequest, ServerError
 from server.fields import Raster
 from server.image import encode_image
+from tests.odd_servers import OddTriton, Telling, said
 
 
 def test_fields_become_tensors_of_shape_one() -> None:
@@ -100,3 +102,46 @@ def test_pictures_of_a_result_may_have_several_sizes() -> None:
     data = [picture.tobytes() for picture in pictures]
     found = Result(data, {"request": {"output_format": "raw"}, "sizes": sizes}).pixels()
     assert all(np.array_equal(one, other) for one, other in zip(found, pictures, strict=True))
+
+
+def test_a_stream_tells_its_listeners_and_keeps_the_images_in_order() -> None:
+    told = [
+        said(progress={"step": 1}),
+        said(progress={"image": 1, "step": 1}, preview=b"small"),
+        said(progress={"image": 1}, images=b"second"),
+        said(progress={"image": 0}, images=b"first"),
+        said(metadata={"request": {}}),
+    ]
+    heard: list[Any] = []
+    with Telling(*told) as server, Client(server.url, timeout=20) as client:
+        result = client.stream(
+            on_progress=heard.append,
+            on_preview=lambda about, data: heard.append((about["image"], data)),
+            on_image=lambda about, data: heard.append((about["image"], data)),
+            prompt="a circle",
+        )
+    assert (result.images, result.metadata) == ([b"first", b"second"], {"request": {}})
+    assert heard == [{"step": 1}, (1, b"small"), (1, b"second"), (0, b"first")]
+
+
+@pytest.mark.parametrize(
+    ("told", "kind", "words"),
+    [
+        (said(error={"code": InvalidRequest.code, "message": "too big"}), InvalidRequest, "too big"),
+        (said(error=[]), ServerError, "is not what our models send"),
+        (said(colour=b"red"), ServerError, "is not what our models send"),
+        (said(progress={}, preview=b"whose"), ServerError, "of which image"),
+        (said(metadata=b"no object"), ServerError, "is not what our models send"),
+    ],
+)
+def test_streams_of_other_servers_are_told(told: Any, kind: type[ServerError], words: str) -> None:
+    with Telling(told) as server, Client(server.url, timeout=20) as client, pytest.raises(kind, match=words):
+        client.stream(prompt="a circle")
+
+
+@pytest.mark.parametrize("answer", [said(images=b"a picture"), said(metadata=[1]), said(metadata=b"{", images=b"")])
+def test_answers_of_other_servers_are_told(answer: Any) -> None:
+    with OddTriton(infer=lambda request: answer) as server, Client(server.url, timeout=20) as client:
+        for asked in (lambda: client.generate(prompt="a circle"), lambda: client.cancel("some")):
+            with pytest.raises(ServerError, match="is not what our models send"):
+                asked()
