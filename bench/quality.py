@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +21,14 @@ from PIL import Image
 
 from bench.judging.captions import picture_files, read_captions, read_pictures
 from bench.judging.distances import CLIP, FEATURES, INCEPTION_REMEDY, MLPERF_WINDOW, CaptionScore, FrechetDistance
-from bench.judging.judge import Judge, Pixels
+from bench.judging.drawn import Drawn, Pictures
+from bench.judging.judge import Judge
 from bench.judging.likeness import Likeness, likeness
 from bench.judging.scenes import Painter
 from bench.judging.scores import judged_measures, means
 from bench.judging.trials import TASKS, Scores, Trial
 from bench.reporting.measures import Measure, Plot, distribution, told
-from bench.serving import Named, ask_all, running_server
+from bench.serving import Named, answers, running_server
 from engines.errors import EngineError
 from engines.runner import chosen_provider
 from server.config import named_model
@@ -39,7 +41,7 @@ FIRST_SEED = 1000
 
 Requests = list[dict[str, Value]]
 # What draws requests on one server.
-Draws = Callable[[Requests], list[Pixels]]
+Draws = Callable[[Requests], Pictures]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -104,16 +106,19 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     found = Found({"tasks": {}})
     requests = {name: [{**trial.fields} for trial in some] for name, some in trials.items()}
     requests |= {CAPTIONS: captions} if captions else {}
-    drawn: dict[str, list[Pixels]] = {}
+    drawn: dict[str, Pictures] = {}
     try:
-        with _drawing(options, options.url, models, options.provider) as draws:
-            for name, some in requests.items():
-                drawn[name] = draws(some)
-                if name == CAPTIONS:
-                    _measure(found, drawn[name], [str(fields["prompt"]) for fields in some], measuring)
-                else:
-                    _judge(found, name, trials[name], drawn[name], options)
-        _compare(found, others, requests, drawn, options)
+        with contextlib.ExitStack() as stack:
+            with _drawing(options, options.url, models, options.provider, _folder(stack)) as draws:
+                for name, some in requests.items():
+                    drawn[name] = draws(some)
+                    if name == CAPTIONS:
+                        _measure(found, drawn[name], [str(fields["prompt"]) for fields in some], measuring)
+                    else:
+                        _judge(found, name, trials[name], drawn[name], options)
+            for other in others:
+                with _drawing(options, None, other.models, other.provider, _folder(stack)) as draws:
+                    _compare(found, other, {name: draws(some) for name, some in requests.items()}, drawn)
     except (ServerError, EngineError, KeyboardInterrupt) as error:
         if not found.measures:
             raise
@@ -138,22 +143,28 @@ def _captions(options: argparse.Namespace) -> Requests:
     return [{"prompt": caption, "height": options.resolution} for caption in captions]
 
 
+def _folder(stack: contextlib.ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+
 @contextlib.contextmanager
-def _drawing(options: argparse.Namespace, url: str | None, models: Sequence[Named], provider: str) -> Iterator[Draws]:
+def _drawing(
+    options: argparse.Namespace, url: str | None, models: Sequence[Named], provider: str, folder: Path
+) -> Iterator[Draws]:
     """Draws with the settings and seeds that all pictures have, on a server that lasts as long as the block."""
     common = {"num_inference_steps": options.steps, "guidance_scale": options.guidance, "sampler": options.sampler}
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "triton.log"
-        with running_server(url, models, "fake" if options.dry_run else provider, log) as address:
+    with running_server(url, models, "fake" if options.dry_run else provider, folder / "triton.log") as address:
+        numbers = itertools.count()
 
-            def draws(requests: Requests) -> list[Pixels]:
-                asked = [{**common, "seed": FIRST_SEED + i, **fields} for i, fields in enumerate(requests)]
-                return [answer.result.pixels()[0] for answer in ask_all(address, asked, options.concurrency)]
+        def draws(requests: Requests) -> Pictures:
+            asked = [{**common, "seed": FIRST_SEED + i, **fields} for i, fields in enumerate(requests)]
+            found = answers(address, asked, options.concurrency)
+            return Drawn(folder / str(next(numbers)), (answer.result.images[0] for answer in found))
 
-            yield draws
+        yield draws
 
 
-def _judge(found: Found, name: str, trials: list[Trial], pictures: list[Pixels], options: argparse.Namespace) -> None:
+def _judge(found: Found, name: str, trials: list[Trial], pictures: Pictures, options: argparse.Namespace) -> None:
     scores = [trial.judge(picture) for trial, picture in zip(trials, pictures, strict=True)]
     if options.pictures:
         for i, (trial, score, picture) in enumerate(zip(trials, scores, pictures, strict=True)):
@@ -185,7 +196,7 @@ def _measuring(options: argparse.Namespace) -> Measuring:
     )
 
 
-def _measure(found: Found, pictures: list[Pixels], captions: list[str], measuring: Measuring) -> None:
+def _measure(found: Found, pictures: Pictures, captions: list[str], measuring: Measuring) -> None:
     measured: dict[str, Any] = {"cases": len(pictures)}
     if measuring.distance:
         if len(pictures) < 2:
@@ -228,21 +239,12 @@ def _other(text: str, models: Sequence[Named], options: argparse.Namespace) -> O
     return Other(text, chosen_provider(text), list(models))
 
 
-def _compare(
-    found: Found,
-    others: Sequence[Other],
-    requests: dict[str, Requests],
-    drawn: dict[str, list[Pixels]],
-    options: argparse.Namespace,
-) -> None:
-    for other in others:
-        compared = {}
-        with _drawing(options, None, other.models, other.provider) as draws:
-            theirs = {name: draws(some) for name, some in requests.items()}
-        for name, pictures in theirs.items():
-            alike = likeness(drawn[name], pictures)
-            compared[name] = _likeness(found, f"{name} with {other.name}", alike)
-        found.result.setdefault("compared", {})[other.name] = {"provider": other.provider, "tasks": compared}
+def _compare(found: Found, other: Other, theirs: dict[str, Pictures], drawn: dict[str, Pictures]) -> None:
+    compared = {
+        name: _likeness(found, f"{name} with {other.name}", likeness(drawn[name], pictures))
+        for name, pictures in theirs.items()
+    }
+    found.result.setdefault("compared", {})[other.name] = {"provider": other.provider, "tasks": compared}
 
 
 def _likeness(found: Found, name: str, alike: list[Likeness]) -> dict[str, Any]:

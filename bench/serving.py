@@ -151,7 +151,7 @@ class Answer:
     seconds: float
 
 
-def ask_all(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int) -> list[Answer]:
+def answers(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int) -> Iterator[Answer]:
     """Send requests, so many at a time, each client in a thread with a connection of its own; answers in order.
 
     Raises:
@@ -170,10 +170,15 @@ def ask_all(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int)
 
     with ThreadPoolExecutor(concurrency) as pool:
         try:
-            return list(pool.map(ask, requests))
+            yield from pool.map(ask, requests)
         finally:
             for client in clients:
                 client.close()
+
+
+def ask_all(url: str, requests: Sequence[Mapping[str, Value]], concurrency: int) -> list[Answer]:
+    """All that `answers` gives; raises as it does."""
+    return list(answers(url, requests, concurrency))
 
 
 def rows_per_call(answers: Sequence[Answer]) -> float:

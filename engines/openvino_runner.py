@@ -1,7 +1,8 @@
 """Components in OpenVINO itself: the fastest CPU runner, bf16 where the processor multiplies it.
 
-One compiled network serves every shape: on full-size networks it is as fast as one compiled for a single shape, and
-holds the weights once.
+One compiled network serves every shape and holds the weights once. On full-size networks it is nearly as fast as one
+that is compiled for a single shape; a network of some million weights would gain a quarter, for sixteen times the
+memory.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from engines.channel_affine import fuse_channel_affine
 from engines.component import Arrays, Component
 from engines.errors import ArtefactError, ProviderError
 from engines.providers import DEFAULTS, OPENVINO, Settings, openvino_properties
@@ -57,7 +59,9 @@ class OpenVinoRunner:
             raise ArtefactError(f"{path} does not exist; run `python -m export` again")
         self.component = component
         core = importlib.import_module("openvino").Core()
-        self._request = _compiled(core, _read(core, path, component), path, settings)
+        model = _read(core, path, component)
+        fuse_channel_affine(model)
+        self._request = _compiled(core, model, path, settings)
 
     def infer(self, feeds: Mapping[str, npt.NDArray[Any]]) -> Arrays:
         self.component.bind(feeds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ class CaptionScore:
         self._metric = score(lambda: (_Encoders(encoders), processor))
         self._metric.to("cuda" if torch.cuda.is_available() else "cpu")
 
-    def value(self, pictures: Sequence[Pixels], captions: Sequence[str]) -> float:
+    def value(self, pictures: Iterable[Pixels], captions: Iterable[str]) -> float:
         """The mean over pictures (height, width, 3) and their captions; longer ones are cut."""
         with self._torch.no_grad(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Encountered caption longer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bench.judging.judge import Pixels
@@ -19,7 +19,7 @@ class Likeness:
     ssim: float
 
 
-def likeness(pictures: Sequence[Pixels], others: Sequence[Pixels]) -> list[Likeness]:
+def likeness(pictures: Iterable[Pixels], others: Iterable[Pixels]) -> list[Likeness]:
     """Picture by picture, (height, width, 3) each; SSIM as Wang et al. (2004), with a Gaussian window.
 
     Raises:

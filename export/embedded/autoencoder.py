@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,9 +120,7 @@ def train_vae(
         target = to_network(torch.stack(crops))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(target).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
-            spread = (posterior.var + disturbance**2).sqrt()
-            decoded = vae.decode(posterior.mean + spread * noise).sample.float()
+            decoded = vae.decode(disturbed(posterior, disturbance, generator)).sample.float()
         kl = posterior.kl().mean() / target[0].numel()
         loss: torch.Tensor = functional.l1_loss(decoded, target) + functional.mse_loss(decoded, target) + 1e-5 * kl
         return loss + wish(posterior.mean.float(), target) if wish else loss
@@ -132,6 +131,13 @@ def train_vae(
     scale = 1 / encode(vae, pictures(256, seed=2)).std().item()
     vae.register_to_config(scaling_factor=round(scale, 5))
     return vae
+
+
+def disturbed(posterior: Any, disturbance: float, generator: torch.Generator) -> torch.Tensor:
+    """A sample of a posterior and of noise with this standard deviation besides, (n, 4, h / f, w / f)."""
+    noise = torch.randn(posterior.mean.shape, generator=generator)
+    sample: torch.Tensor = posterior.mean + (posterior.var + disturbance**2).sqrt() * noise
+    return sample
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """The upscaler's VAE begins with the weights of the embedded one."""
 
+import pytest
 import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-from export.embedded.autoencoder import new_vae, rescale, shallower_vae
+from export.embedded.autoencoder import disturbed, new_vae, rescale, shallower_vae
 
 
 def test_a_shallower_vae_begins_with_all_but_the_lowest_level() -> None:
@@ -44,3 +46,12 @@ def test_a_shallower_vae_has_latents_of_twice_the_side() -> None:
         latents = shallow.encode(torch.zeros(1, 3, 32, 32)).latent_dist.mean
         pixels = shallow.decode(latents).sample
     assert (latents.shape, pixels.shape) == ((1, 4, 8, 8), (1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(("disturbance", "spread"), [(0.0, 0.5), (1.2, 1.3)])
+def test_a_sample_spreads_as_the_posterior_and_the_disturbance_together(disturbance: float, spread: float) -> None:
+    mean = torch.full((1, 4, 100, 100), 3.0)
+    posterior = DiagonalGaussianDistribution(torch.cat([mean, torch.full_like(mean, 0.25).log()], dim=1))
+    sample = disturbed(posterior, disturbance, torch.Generator().manual_seed(0))
+    assert sample.mean().item() == pytest.approx(3.0, abs=0.02)
+    assert sample.std().item() == pytest.approx(spread, rel=0.02)
