@@ -91,6 +91,9 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--vae-tile", type=int, default=1024, help="pixels; larger pictures are decoded in such tiles")
     target.add_argument("--picture-mb", type=int, default=20, help="of an image file that comes, at most")
     target.add_argument("--picture-megapixels", type=int, default=32, help="of a picture that comes, at most")
+    target.add_argument(
+        "--start-seconds", type=float, default=300.0, help="until ready; more where a provider compiles"
+    )
     target.add_argument("--grace-seconds", type=float, default=60.0, help="for open requests after SIGTERM or SIGINT")
     target.add_argument(
         "--hang-seconds", type=float, default=60.0, help="a UNet call that takes longer is a hang; 0: never"
@@ -141,7 +144,7 @@ def launch(options: argparse.Namespace) -> int:
         log_json=options.log_json,
     )
     ports = Ports(options.http_port, options.grpc_port, options.metrics_port)
-    server = TritonServer(config, ports, options.address)
+    server = TritonServer(config, ports, options.address, start_seconds=options.start_seconds)
     supervisor = Supervisor(server, grace_seconds=options.grace_seconds, hang_seconds=options.hang_seconds)
     specs = {name: PipelineSpec.read(own.model) for name, own in config.checkpoints().items()}
     listed = "; ".join(

@@ -4,39 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from server.answers import Event, Result, event_of, failure_of, object_of, result_of
-from server.client import ERRORS, ERRORS_AS_DATA, input_arrays, packed
-from server.errors import NotFound, Overloaded, ServerError, TimedOut
+from server.errors import NotFound, ServerError, TimedOut
 from server.fields import CANCEL, Value
+from server.protocol import CHANNEL, Disconnected, Message, message_of, stream_message, translated
 from server.repository import FACE, STREAM
-
-# A request in the protocol's own form.
-Message: TypeAlias = Any
-# gRPC gives a broken connection the code that a server which refuses has, and other words.
-BROKEN = re.compile(
-    r"failed to connect|dns resolution|errors resolving|stream removed|socket closed|goaway|broken pipe|"
-    r"connection (reset|refused|aborted)|(recv|send)msg|keepalive|endpoint clos|transport clos",
-    re.IGNORECASE,
-)
-CHANNEL = (
-    # Without a pool of its own, a client would share the connection of every other client of the same address.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.max_receive_message_length", 2**31 - 1),
-    # A server that was started again is found soon; gRPC would wait for up to two minutes.
-    ("grpc.max_reconnect_backoff_ms", 1000),
-)
-
-
-class Disconnected(Overloaded):
-    """The connection broke, or could not be made, before there was an answer."""
 
 
 class AsyncClient:
@@ -114,7 +93,7 @@ class AsyncClient:
         Raises:
             InvalidRequest: a name that is no field, or a value that its type cannot hold.
         """
-        return _message(self._unary, fields, batched=self._batched)
+        return message_of(self._unary, fields, batched=self._batched)
 
     async def send(self, message: Message) -> Result:
         """Send what was built; raises as `generate`."""
@@ -143,9 +122,7 @@ class AsyncClient:
 
     def stream_message(self, **fields: Value) -> Message:
         """What `events` sends, to be built ahead of `stream`; raises as `message`."""
-        built = _message(STREAM, fields)
-        built.parameters[ERRORS_AS_DATA].bool_param = True
-        return built
+        return stream_message(fields)
 
     async def stream(self, message: Message) -> AsyncGenerator[Event, None]:
         """As `events`, for what was built."""
@@ -178,14 +155,6 @@ class AsyncClient:
             return InferResult(await self._stub.ModelInfer(message))
 
 
-def _message(model: str, fields: Mapping[str, Value], *, batched: bool = False) -> Message:
-    message = service_pb2.ModelInferRequest(model_name=model)
-    for name, datatype, array in input_arrays(fields):
-        message.inputs.add(name=name, datatype=datatype, shape=[1, *array.shape] if batched else array.shape)
-        message.raw_input_contents.append(packed(array))
-    return message
-
-
 async def _ended(answers: Any, *, cancel: bool) -> None:
     """Let go of a stream.
 
@@ -206,19 +175,13 @@ def _translating() -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise _translated(error.code().name, error.details()) from None
+        raise translated(error.code().name, error.details()) from None
     except InferenceServerException as error:
         status = str(error.status() or "").removeprefix("StatusCode.")
-        raise _translated(status, error.message()) from None
+        raise translated(status, error.message()) from None
     except asyncio.CancelledError:
         # gRPC says the same when the client was closed as when the task was cancelled.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise
         raise Disconnected("the connection was closed before there was an answer") from None
-
-
-def _translated(status: str, message: str) -> ServerError:
-    if status == "UNAVAILABLE" and BROKEN.search(message):
-        return Disconnected(f"{message} (is the server running, and is the address right?)")
-    return ERRORS.get(status, ServerError)(message)

@@ -3,87 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import queue
-import struct
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import tritonclient.grpc as grpc
-from tritonclient.utils import InferenceServerException
+import grpc  # type: ignore[import-untyped]
+from tritonclient.grpc import InferResult, service_pb2_grpc
 
 from server.answers import Event, Result, event_of, failure_of, object_of, result_of
-from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
-from server.fields import CANCEL, FIELD_BY_NAME, Field, Raster, Value, unknown_field
-from server.repository import FACE, STREAM
+from server.errors import ServerError
+from server.fields import CANCEL, Value
+from server.protocol import CHANNEL, Message, message_of, stream_message, translated
+from server.repository import FACE
 
-NUMPY_TYPES = {"STRING": np.object_, "INT64": np.int64, "FP32": np.float32, "UINT8": np.uint8}
-ERRORS: dict[str, type[ServerError]] = {
-    "INVALID_ARGUMENT": InvalidRequest,
-    "UNAVAILABLE": Overloaded,
-    "NOT_FOUND": NotFound,
-    "CANCELLED": Cancelled,
-    "DEADLINE_EXCEEDED": TimedOut,
-}
-# The parameter that has a stream tell failures with their code. Triton's own way, the header `triton_grpc_error`,
-# crashes its release 2.51.0 once in some thousand failures, and sooner when clients close their side of a stream first.
-ERRORS_AS_DATA = "errors_as_data"
 Progress = Callable[[Mapping[str, Any]], None]
 Picture = Callable[[Mapping[str, Any], bytes], None]
-
-
-def input_tensors(fields: Mapping[str, Value]) -> list[Any]:
-    """Triton inputs of gRPC for the fields of a request; see `input_arrays`."""
-    tensors = []
-    for name, datatype, array in input_arrays(fields):
-        tensor = grpc.InferInput(name, list(array.shape), datatype)
-        tensor.set_data_from_numpy(array)
-        tensors.append(tensor)
-    return tensors
-
-
-def input_arrays(fields: Mapping[str, Value]) -> Iterator[tuple[str, str, npt.NDArray[Any]]]:
-    """Name, Triton's type and values of the fields of a request, of shape [1], or [n] for those that take many values.
-
-    Pictures are the bytes of a file, or arrays for the fields that take these.
-
-    Raises:
-        InvalidRequest: a name that is no field, or a value that its type cannot hold.
-    """
-    for name, value in fields.items():
-        field = FIELD_BY_NAME.get(name, CANCEL)
-        if field.name != name:
-            raise InvalidRequest(unknown_field(name))
-        try:
-            array = _array(field, value)
-        except (OverflowError, ValueError, TypeError):
-            raise InvalidRequest(f"{name} is {repr(value)[:80]}; send {field.allowed}") from None
-        yield name, "BYTES" if field.datatype == "STRING" else field.datatype, array
-
-
-def _array(field: Field, value: Value) -> npt.NDArray[Any]:
-    dtype = NUMPY_TYPES[field.datatype]
-    if field.dims:
-        if isinstance(value, Raster):
-            given = np.frombuffer(value.data, dtype).reshape(value.shape)
-        else:
-            given = np.asarray(value)
-        with np.errstate(invalid="ignore"):
-            array = given.astype(dtype)
-        if not np.array_equal(array, given.astype(np.float32), equal_nan=True):
-            raise ValueError(f"values that {dtype.__name__} cannot hold")
-        # Triton takes as many dimensions as the model says.
-        return array[..., None] if array.ndim == 2 and field.dims.count(",") == 2 else array
-    data = value.encode() if isinstance(value, str) else value
-    return np.array(data if field.many else [data], dtype=dtype).reshape(-1)
-
-
-def packed(array: npt.NDArray[Any]) -> bytes:
-    """Values as Triton has them in raw contents: numbers as they lie in memory, texts each after its length."""
-    if array.dtype != np.object_:
-        return array.tobytes()
-    return b"".join(struct.pack("<I", len(value)) + value for value in array.reshape(-1))
 
 
 class Client:
@@ -98,7 +31,8 @@ class Client:
     """
 
     def __init__(self, url: str = "127.0.0.1:8001", timeout: float | None = None) -> None:
-        self._client = grpc.InferenceServerClient(url)
+        self._channel = grpc.insecure_channel(url, options=CHANNEL)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._timeout = timeout
 
     def __enter__(self) -> Client:
@@ -108,22 +42,19 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self._client.close()
+        self._channel.close()
 
     def generate(self, **fields: Value) -> Result:
         """Ask the unary model; fields are those of `server.request.FIELDS`.
 
         Raises:
             InvalidRequest: the request is at fault.
+            Disconnected: nobody answered.
             Overloaded: try again later.
             TimedOut: the client's timeout or the request's own has passed.
             ServerError: anything else.
         """
-        try:
-            answer = self._client.infer(FACE, input_tensors(fields), client_timeout=self._timeout)
-        except InferenceServerException as error:
-            raise _translated(error) from None
-        return result_of(answer)
+        return result_of(self._infer(fields))
 
     def stream(
         self,
@@ -146,7 +77,7 @@ class Client:
         asked |= {"preview_interval": 5} if on_preview else {}
         asked |= {"stream_images": 1} if on_image else {}
         images: dict[int, bytes] = {}
-        for event in self._events({**asked, **fields}):
+        for event in self._events(stream_message({**asked, **fields})):
             if event.result is not None:
                 rest = [images[number] for number in sorted(images)]
                 return Result(event.result.images or rest, event.result.metadata)
@@ -165,41 +96,42 @@ class Client:
         Raises:
             NotFound: there is none.
         """
-        try:
-            answer = self._client.infer(FACE, input_tensors({CANCEL.name: request_id}), client_timeout=self._timeout)
-        except InferenceServerException as error:
-            raise _translated(error) from None
-        return int(object_of(answer, "metadata").get("cancelled", 0))
+        return int(object_of(self._infer({CANCEL.name: request_id}), "metadata").get("cancelled", 0))
 
-    def _events(self, fields: Mapping[str, Value]) -> Iterator[Event]:
-        for answer in self._answers(fields):
-            if failure := failure_of(answer):
-                raise failure
-            yield event_of(answer)
+    def _infer(self, fields: Mapping[str, Value]) -> InferResult:
+        with _translating():
+            return InferResult(self._stub.ModelInfer(message_of(FACE, fields), timeout=self._timeout))
 
-    def _answers(self, fields: Mapping[str, Value]) -> Iterator[Any]:
-        tensors = input_tensors(fields)
-        inbox: queue.SimpleQueue[tuple[Any, Any]] = queue.SimpleQueue()
-        self._client.start_stream(lambda result, error: inbox.put((result, error)), stream_timeout=self._timeout)
-        finished = False
+    def _events(self, message: Message) -> Iterator[Event]:
+        """What the streaming model sends until it ends the stream; what is left open is cancelled."""
+        answers = self._stub.ModelStreamInfer(iter([message]), timeout=self._timeout)
+        answered = False
         try:
-            # A stream that is already dead refuses the request; its reason comes through the callback.
-            with contextlib.suppress(InferenceServerException):
-                asked = {ERRORS_AS_DATA: True}
-                self._client.async_stream_infer(STREAM, tensors, enable_empty_final_response=True, parameters=asked)
-            while not finished:
-                answer, error = inbox.get()
-                if error is not None:
-                    raise _translated(error)
-                final = answer.get_response().parameters.get("triton_final_response")
-                finished = bool(final and final.bool_param)
-                yield answer
+            with _translating():
+                for answer in answers:
+                    if answer.error_message:
+                        raise ServerError(answer.error_message)
+                    told = InferResult(answer.infer_response)
+                    failure = failure_of(told)
+                    event = None if failure else event_of(told)
+                    answered = event is None or event.kind == "result"
+                    if event is None or answered:
+                        # Once it is answered it ends by itself, and must: see `server.async_client`.
+                        for _ in answers:
+                            pass
+                    if failure is not None:
+                        raise failure
+                    if event is not None:
+                        yield event
         finally:
-            self._client.stop_stream(cancel_requests=not finished)
+            if not answered:
+                answers.cancel()
 
 
-def _translated(error: InferenceServerException) -> ServerError:
-    status = str(error.status() or "").removeprefix("StatusCode.")
-    kind = ERRORS.get(status, ServerError)
-    message = error.message()
-    return kind(message if status else f"{message} (is the server running, and is the address right?)")
+@contextlib.contextmanager
+def _translating() -> Iterator[None]:
+    """Raise gRPC's errors as ours."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise translated(error.code().name, error.details()) from None

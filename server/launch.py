@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import http.client
 import logging
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -18,16 +18,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeAlias
 
-from engines.component import PipelineSpec
-from engines.runner import FAKE
-from server.config import COMPONENTS, REQUIRED, ServerConfig
+from server.config import ServerConfig
+from server.deployment import SHARED_MEMORY, check_deployment
 from server.errors import StartupError
-from server.installation import SHARED_MEMORY_BYTES, STUB, find_installation
+from server.installation import STUB, find_installation
 from server.ports import Ports, free_ports
 from server.process_group import Process, kill_group, members, mortal
 from server.repository import ROOT, deployed_models, write_repository
-from server.schedule import TrainedSchedule
-from server.tokenizer import PromptTokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,16 +32,6 @@ Condition: TypeAlias = Callable[[], bool]
 MODELS_FOLDER = "models"
 # Beside the repository: the launcher asks the stream to drain, the stream says when it has.
 DRAIN_FILE, DRAINED_FILE = "drain", "drained"
-SHARED_MEMORY = Path("/dev/shm")
-SERVED = (
-    ("sd1", "text_to_image"),
-    ("sd1", "inpainting"),
-    ("sd1", "depth"),
-    ("sd2", "text_to_image"),
-    ("sd2", "inpainting"),
-    ("sd2", "depth"),
-    ("x4", "upscaling"),
-)
 START_SECONDS = 300.0
 DRAIN_SECONDS = 60.0
 STOP_SECONDS = 40.0
@@ -66,17 +53,25 @@ class TritonServer:
         ports: where; by default free ones.
         address: of this machine to listen on.
         log: file for the server's output; by default it goes where ours goes.
+        start_seconds: that it may take until it is ready.
     """
 
     def __init__(
-        self, config: ServerConfig, ports: Ports | None = None, address: str = "127.0.0.1", log: Path | None = None
+        self,
+        config: ServerConfig,
+        ports: Ports | None = None,
+        address: str = "127.0.0.1",
+        log: Path | None = None,
+        start_seconds: float = START_SECONDS,
     ) -> None:
         self.config = config
         self.ports = ports or free_ports()
         self.address = address
         self.prefix = ""
         self._log = log
+        self._start_seconds = start_seconds
         self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._claim: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._running = False
         self._ready = False
@@ -126,8 +121,8 @@ class TritonServer:
         """
         check_deployment(self.config)
         self._folder = tempfile.TemporaryDirectory(prefix="aquatint-")
+        self._claim = _claimed(self.folder)
         try:
-            self.write_models(self.folder / MODELS_FOLDER)
             self.restart(cancelled)
         except BaseException:
             self.stop()
@@ -145,6 +140,10 @@ class TritonServer:
     def restart(self, cancelled: Condition = never) -> None:
         """Kill what still runs, and start the same deployment on the same ports; see `start`."""
         self.kill()
+        # Not everybody who cleans /tmp by age respects the claim.
+        if not (models := self.folder / MODELS_FOLDER).is_dir():
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            self.write_models(models)
         self.ports = self.ports.chosen(self.address)
         self._spawn()
         self._wait_until_ready(cancelled)
@@ -188,14 +187,17 @@ class TritonServer:
         return f"the process of {' and '.join(gone)} has gone" if gone else None
 
     def _wait_until_ready(self, cancelled: Condition) -> None:
-        end = time.monotonic() + START_SECONDS
+        end = time.monotonic() + self._start_seconds
         hint = f"see {self._log}" if self._log else "see its messages above"
         while not self.is_ready():
             code = self.exit_code()
             if code is not None:
                 raise StartupError(f"tritonserver ended {_cause(code)} while it started; {hint}")
             if time.monotonic() > end:
-                raise StartupError(f"tritonserver was not ready after {START_SECONDS:.0f} s; {hint}")
+                raise StartupError(
+                    f"tritonserver was not ready after {self._start_seconds:.0f} s; {hint}, or give it more "
+                    "--start-seconds: providers that compile take long at the first start"
+                )
             if cancelled():
                 return
             time.sleep(0.1)
@@ -227,10 +229,17 @@ class TritonServer:
         self.kill()
         if self._folder is not None:
             self._folder.cleanup()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
     def _drain(self, seconds: float, hurry: Condition) -> None:
         """The stream sees the first file, refuses new requests, and writes the second when no request is open."""
-        (self.folder / DRAIN_FILE).touch()
+        try:
+            (self.folder / DRAIN_FILE).touch()
+        except OSError as error:
+            logger.warning("the server cannot be told to drain: %s", error)
+            return
         drained = self.folder / DRAINED_FILE
         if not _wait_for(lambda: drained.exists() or self.failure() is not None or hurry(), seconds):
             logger.warning("requests are still open after %.0f s", seconds)
@@ -256,6 +265,13 @@ class TritonServer:
             region.unlink(missing_ok=True)
 
 
+def _claimed(folder: Path) -> int:
+    """An open folder with a lock by which systemd-tmpfiles knows that it is in use, however old it gets."""
+    claim = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(claim, fcntl.LOCK_SH)
+    return claim
+
+
 def fetch(url: str, seconds: float) -> str | None:
     """The text at an address of this machine; None without a good answer within `seconds`."""
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -275,49 +291,3 @@ def _wait_for(condition: Condition, seconds: float) -> bool:
     while not (met := condition()) and time.monotonic() < end:
         time.sleep(0.05)
     return met
-
-
-def check_deployment(config: ServerConfig) -> None:
-    """Look at everything that can be wrong before a server is started, so that it is told in one sentence.
-
-    Raises:
-        EngineError: an exported file is missing or damaged.
-        ScheduleError: the checkpoint's schedule is not supported.
-        StartupError: the checkpoint is of a kind that is not served, or there is too little shared memory.
-    """
-    for own in config.checkpoints().values():
-        _check_checkpoint(own)
-    if config.backend != "python":
-        find_installation().require_backend(config.backend)
-    _check_shared_memory(SHARED_MEMORY_BYTES * len(deployed_models(config)))
-
-
-def _check_checkpoint(config: ServerConfig) -> None:
-    spec = PipelineSpec.read(config.model)
-    _check_kind(spec)
-    if config.provider != FAKE:
-        spec.verify(config.model)
-    TrainedSchedule.from_config(spec.schedule)
-    PromptTokenizer(config.model / spec.tokenizer, spec.context_length)
-
-
-def _check_kind(spec: PipelineSpec) -> None:
-    """Raises StartupError where requests could not be answered with these components."""
-    if (spec.family, spec.task) not in SERVED:
-        kinds = ", ".join(f"{family} for {task}" for family, task in SERVED)
-        raise StartupError(
-            f"{spec.checkpoint} is an {spec.family} checkpoint for {spec.task}; launch an export of {kinds}"
-        )
-    if missing := [name for name in COMPONENTS[:REQUIRED] if name not in spec.components]:
-        raise StartupError(f"{spec.checkpoint} was exported without {', '.join(missing)}; export every component")
-    if any(tensor.name == "mid_residual" for tensor in spec.component("unet").inputs):
-        raise StartupError(f"{spec.checkpoint} was exported for a ControlNet; export it without --controlnet")
-
-
-def _check_shared_memory(needed: int) -> None:
-    """Triton's Python models talk through /dev/shm."""
-    if SHARED_MEMORY.is_dir() and (free := shutil.disk_usage(SHARED_MEMORY).free) < needed:
-        raise StartupError(
-            f"{SHARED_MEMORY} has {free >> 20} MiB free, the models need {needed >> 20}; "
-            "give the container more, as in `docker run --shm-size=1g`"
-        )

@@ -30,11 +30,9 @@ COMPONENT = "component"
 SOCKET = "stream.sock"
 # Triton tells streams no code of a failure but by a header that crashes 2.51.0, so clients ask for failures as data.
 ERRORS_AS_DATA = "errors_as_data"
-# Parameters that Triton's front ends add of their own accord, and ours.
-RESERVED_PARAMETERS = (
-    *("triton_", "sequence_", "binary_data_output", "headers", "priority", "timeout"),
-    ERRORS_AS_DATA,
-)
+# Parameters that Triton's front ends add of their own accord, and ours; first those that begin so.
+RESERVED_PREFIXES = ("triton_", "sequence_")
+RESERVED_PARAMETERS = ("binary_data_output", "headers", "priority", "timeout", ERRORS_AS_DATA)
 
 
 # A thread that has something to send waits so long for one that computes; Python's default is 5 ms.
@@ -95,7 +93,7 @@ def check_parameters(request: Any) -> None:
         InvalidRequest: there is one.
     """
     for name in parameters(request):
-        if not name.startswith(RESERVED_PARAMETERS):
+        if name not in RESERVED_PARAMETERS and not name.startswith(RESERVED_PREFIXES):
             known = f"{name!r} came as a request parameter; send it as an input tensor of shape [1]"
             is_field = name in FIELD_BY_NAME or name == CANCEL.name
             raise InvalidRequest(known if is_field else unknown_field(name))

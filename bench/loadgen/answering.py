@@ -13,9 +13,10 @@ from typing import Any
 
 from bench.loadgen.process import LoadGen, Play, Sample
 from server.answers import Result
-from server.async_client import AsyncClient, Disconnected
+from server.async_client import AsyncClient
 from server.errors import ServerError
 from server.fields import Value
+from server.protocol import Disconnected
 
 CONNECTIONS = 4
 # In which a server that lives says that it is ready.

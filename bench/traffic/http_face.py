@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 from server.answers import Result
-from server.async_client import Disconnected
-from server.client import input_arrays, packed
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError, TimedOut
 from server.fields import CANCEL, Value
+from server.protocol import Disconnected, input_arrays, packed
 from server.repository import FACE
 
 # Of a request: its bytes, and the length of the JSON that they begin with.

@@ -12,9 +12,10 @@ from bench.traffic.asking import Connections, ask
 from bench.traffic.echo import answered
 from bench.traffic.mix import Mix
 from server.answers import Event
-from server.async_client import AsyncClient, Disconnected
+from server.async_client import AsyncClient
 from server.errors import InvalidRequest, Overloaded, ServerError
 from server.fields import Value
+from server.protocol import Disconnected
 from tests.odd_servers import OddTriton, Telling, said
 
 FIELDS: dict[str, Value] = {"prompt": "a circle", "seed": 3}

@@ -8,83 +8,11 @@ import numpy as np
 import pytest
 
 from server.answers import Result
-from server.client import Client, input_tensors
-from server.errors import InvalidRequest, ServerError
-from server.fields import Raster
+from server.client import Client
+from server.errors import InvalidRequest, ServerError, TimedOut
 from server.image import encode_image
-from tests.odd_servers import OddTriton, Telling, said
-
-
-def test_fields_become_tensors_of_shape_one() -> None:
-    tensors = {t.name(): t for t in input_tensors({"prompt": "é", "seed": 5, "guidance_scale": 2})}
-    assert {name: (t.datatype(), t.shape()) for name, t in tensors.items()} == {
-        "prompt": ("BYTES", [1]),
-        "seed": ("INT64", [1]),
-        "guidance_scale": ("FP32", [1]),
-    }
-
-
-@pytest.mark.parametrize("values", [[14.5, 3.0, 0.25], (14.5, 3.0, 0.25), np.array([14.5, 3.0, 0.25])])
-@pytest.mark.parametrize("name", ["sigmas", "timesteps"])
-def test_a_list_becomes_a_tensor_of_its_length(name: str, values: Any) -> None:
-    (tensor,) = input_tensors({name: values})
-    assert (tensor.datatype(), tensor.shape()) == ("FP32", [3])
-    content = tensor._get_content()
-    assert np.frombuffer(content, np.float32).tolist() == [14.5, 3.0, 0.25]
-
-
-def test_one_number_is_a_list_too() -> None:
-    (tensor,) = input_tensors({"sigmas": 7})
-    assert tensor.shape() == [1]
-
-
-@pytest.mark.parametrize(
-    ("name", "pixels", "datatype", "dtype"),
-    [
-        ("init_pixels", np.arange(24, dtype=np.uint8).reshape(2, 4, 3), "UINT8", np.uint8),
-        ("mask_pixels", np.arange(8).reshape(2, 4).tolist(), "UINT8", np.uint8),
-        ("mask_pixels", np.full((2, 4), 255), "UINT8", np.uint8),
-        ("depth_map", np.linspace(0, 1, 8).reshape(2, 4), "FP32", np.float32),
-        ("depth_map", Raster((2, 4), np.linspace(0, 1, 8, dtype=np.float32).tobytes()), "FP32", np.float32),
-    ],
-)
-def test_an_array_keeps_its_shape(name: str, pixels: Any, datatype: str, dtype: Any) -> None:
-    (tensor,) = input_tensors({name: pixels})
-    expected = np.frombuffer(pixels.data, dtype).reshape(2, 4) if isinstance(pixels, Raster) else np.array(pixels)
-    assert (tensor.datatype(), tensor.shape()) == (datatype, list(expected.shape))
-    assert tensor._get_content() == expected.astype(dtype).tobytes()
-
-
-def test_a_grey_picture_has_one_channel() -> None:
-    (tensor,) = input_tensors({"init_pixels": np.zeros((2, 4), np.uint8)})
-    assert tensor.shape() == [2, 4, 1]
-
-
-def test_a_file_is_sent_as_it_is() -> None:
-    (tensor,) = input_tensors({"init_image": b"\x89PNG\xff\0"})
-    assert (tensor.datatype(), tensor.shape()) == ("BYTES", [1])
-    assert tensor._get_content() == b"\x06\0\0\0\x89PNG\xff\0"
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sigmas": [1.0, "low"]}, "sigmas is .*low.*; send 1 to 500 numbers"),
-        ({"sigmas": "1, 2"}, "sigmas is '1, 2'; send 1 to 500 numbers"),
-        ({"sigmas": [[1.0], [0.5, 0.25]]}, "sigmas is "),
-        ({"prompt": "half a pair: \ud83d"}, "prompt is "),
-        ({"init_pixels": "a file's name"}, "init_pixels is .*; send an array of shape .height, width, channels"),
-        ({"init_pixels": [[0.7]]}, "init_pixels is .*; send an array of shape .height, width, channels"),
-        ({"mask_pixels": [[300]]}, "mask_pixels is .*; send an array of shape .height, width"),
-        ({"mask_pixels": [[1, 2], [3]]}, "mask_pixels is .*; send an array of shape .height, width"),
-        ({"promt": "x"}, "did you mean 'prompt'"),
-        ({"seed": 2**70}, "seed is 1180591620717411303424"),
-        ({"num_inference_steps": "many"}, "num_inference_steps is 'many'"),
-    ],
-)
-def test_what_a_tensor_cannot_hold_is_told(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(InvalidRequest, match=message):
-        input_tensors(fields)
+from server.protocol import Disconnected
+from tests.odd_servers import OddTriton, Telling, listener, said
 
 
 @pytest.mark.parametrize("output_format", ["png", "raw"])
@@ -127,6 +55,8 @@ def test_a_stream_tells_its_listeners_and_keeps_the_images_in_order() -> None:
 @pytest.mark.parametrize(
     ("told", "kind", "words"),
     [
+        (None, ServerError, "ended without an answer"),
+        (said(progress={}), ServerError, "ended without an answer"),
         (said(error={"code": InvalidRequest.code, "message": "too big"}), InvalidRequest, "too big"),
         (said(error=[]), ServerError, "is not what our models send"),
         (said(colour=b"red"), ServerError, "is not what our models send"),
@@ -135,7 +65,11 @@ def test_a_stream_tells_its_listeners_and_keeps_the_images_in_order() -> None:
     ],
 )
 def test_streams_of_other_servers_are_told(told: Any, kind: type[ServerError], words: str) -> None:
-    with Telling(told) as server, Client(server.url, timeout=20) as client, pytest.raises(kind, match=words):
+    with (
+        Telling(*([] if told is None else [told])) as server,
+        Client(server.url, timeout=20) as client,
+        pytest.raises(kind, match=words),
+    ):
         client.stream(prompt="a circle")
 
 
@@ -145,3 +79,15 @@ def test_answers_of_other_servers_are_told(answer: Any) -> None:
         for asked in (lambda: client.generate(prompt="a circle"), lambda: client.cancel("some")):
             with pytest.raises(ServerError, match="is not what our models send"):
                 asked()
+
+
+def test_nobody_there_is_no_connection() -> None:
+    with Client("127.0.0.1:1") as client:
+        for asked in (client.generate, client.stream):
+            with pytest.raises(Disconnected, match="is the server running"):
+                asked(prompt="a circle")
+
+
+def test_a_timeout_ends_the_wait_for_a_server_that_says_nothing() -> None:
+    with listener(b"") as address, Client(address, timeout=0.3) as client, pytest.raises((TimedOut, Disconnected)):
+        client.generate(prompt="a circle")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -10,14 +11,12 @@ from pathlib import Path
 import pytest
 
 import server.installation
-import server.launch
 from engines.component import PIPELINE_FILE
-from engines.errors import ArtefactError
 from server.__main__ import main, parser
-from server.config import Backend, ServerConfig
-from server.errors import ScheduleError, StartupError
+from server.config import ServerConfig
+from server.errors import StartupError
 from server.installation import find_installation
-from server.launch import DRAIN_SECONDS, check_deployment
+from server.launch import DRAIN_SECONDS, MODELS_FOLDER, START_SECONDS, Condition, TritonServer
 from server.ports import Ports, free_ports
 from server.sampler_names import SAMPLERS
 from server.supervisor import HANG_SECONDS
@@ -26,72 +25,6 @@ from server.supervisor import HANG_SECONDS
 @pytest.fixture
 def copy(fake_export: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(fake_export, tmp_path / "export"))
-
-
-def test_a_good_deployment_passes(fake_export: Path) -> None:
-    check_deployment(ServerConfig(model=fake_export, provider="fake"))
-    check_deployment(ServerConfig(model=fake_export, more=(("again", fake_export),), provider="fake"))
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "tensorrt"])
-def test_a_backend_that_this_tritonserver_lacks_is_told_with_the_remedy(fake_export: Path, backend: Backend) -> None:
-    """The one that comes in a wheel has the Python backend only."""
-    with pytest.raises(StartupError, match=f"has no backend '{backend}'; use NVIDIA's Triton image, or --backend py"):
-        check_deployment(ServerConfig(model=fake_export, provider="fake", backend=backend))
-
-
-@pytest.mark.parametrize(
-    ("family", "task"), [("sd1", "refining"), ("sdxl", "text_to_image"), ("controlnet", "control")]
-)
-def test_another_kind_of_checkpoint_is_told(copy: Path, family: str, task: str) -> None:
-    content = json.loads((copy / PIPELINE_FILE).read_text())
-    (copy / PIPELINE_FILE).write_text(json.dumps({**content, "family": family, "task": task}))
-    with pytest.raises(
-        StartupError, match=f"is an {family} checkpoint for {task}; launch an export of sd1 for text_to_image, "
-    ):
-        check_deployment(ServerConfig(model=copy, provider="fake"))
-
-
-def test_components_that_were_not_exported_are_told(copy: Path) -> None:
-    content = json.loads((copy / PIPELINE_FILE).read_text())
-    del content["components"]["vae_decoder"]
-    (copy / PIPELINE_FILE).write_text(json.dumps(content))
-    with pytest.raises(StartupError, match="was exported without vae_decoder; export every component"):
-        check_deployment(ServerConfig(model=copy, provider="fake"))
-
-
-def test_a_unet_that_takes_residuals_is_told(copy: Path) -> None:
-    content = json.loads((copy / PIPELINE_FILE).read_text())
-    residual = {"name": "mid_residual", "dtype": "float32", "shape": ["rows", 8, "height/8", "width/8"]}
-    content["components"]["unet"]["inputs"].append(residual)
-    (copy / PIPELINE_FILE).write_text(json.dumps(content))
-    with pytest.raises(StartupError, match="was exported for a ControlNet; export it without --controlnet"):
-        check_deployment(ServerConfig(model=copy, provider="fake"))
-
-
-def test_missing_onnx_file_is_told(fake_export: Path) -> None:
-    with pytest.raises(ArtefactError, match=r"text_encoder\.onnx does not exist; run `python -m export` again"):
-        check_deployment(ServerConfig(model=fake_export, provider="cpu"))
-
-
-def test_damaged_tokenizer_is_told(copy: Path) -> None:
-    (copy / "tokenizer" / "tokenizer.json").write_text("{")
-    with pytest.raises(ArtefactError, match="tokenizer"):
-        check_deployment(ServerConfig(model=copy, provider="fake"))
-
-
-def test_unknown_schedule_is_told(copy: Path) -> None:
-    content = json.loads((copy / PIPELINE_FILE).read_text())
-    content["schedule"]["beta_schedule"] = "sigmoid"
-    (copy / PIPELINE_FILE).write_text(json.dumps(content))
-    with pytest.raises(ScheduleError, match="beta_schedule is 'sigmoid'"):
-        check_deployment(ServerConfig(model=copy, provider="fake"))
-
-
-def test_too_little_shared_memory_is_told(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.launch, "SHARED_MEMORY_BYTES", 1 << 60)
-    with pytest.raises(StartupError, match=r"/dev/shm has \d+ MiB free"):
-        check_deployment(ServerConfig(model=fake_export, provider="fake"))
 
 
 @pytest.mark.parametrize("damage", ["missing", "no json", "not a folder"])
@@ -167,9 +100,44 @@ def test_a_port_that_is_given_twice_is_told() -> None:
         Ports(http, http, 0).chosen("127.0.0.1")
 
 
+class Unstarted(TritonServer):
+    """All but the process."""
+
+    def _spawn(self) -> None:
+        self._ready = True
+
+    def _terminate(self, hurry: Condition) -> None:
+        self._ready = False
+
+    def _wait_until_ready(self, cancelled: Condition) -> None:
+        assert (self.folder / MODELS_FOLDER / "stable_diffusion" / "config.pbtxt").is_file()
+
+
+def test_the_servers_folder_is_claimed_against_cleaners_by_age(fake_export: Path) -> None:
+    server = Unstarted(ServerConfig(model=fake_export, provider="fake"))
+    server.start()
+    folder = server.folder
+    other = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    server.stop()
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+    assert not folder.exists()
+
+
+def test_a_server_whose_folder_was_taken_away_starts_again_and_stops(fake_export: Path) -> None:
+    with Unstarted(ServerConfig(model=fake_export, provider="fake")) as server:
+        shutil.rmtree(server.folder)
+        server.restart()
+        shutil.rmtree(server.folder)
+        server.stop(grace_seconds=0.1)
+
+
 def test_launch_waits_as_long_as_the_supervisor_does() -> None:
     options = parser().parse_args(["launch", "--model", "x"])
-    assert (options.grace_seconds, options.hang_seconds) == (DRAIN_SECONDS, HANG_SECONDS)
+    given = (options.grace_seconds, options.hang_seconds, options.start_seconds)
+    assert given == (DRAIN_SECONDS, HANG_SECONDS, START_SECONDS)
 
 
 def test_samplers_lists_canonical_names_first(capsys: pytest.CaptureFixture[str]) -> None:

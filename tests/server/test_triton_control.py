@@ -16,14 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc  # type: ignore[import-untyped]
 import pytest
-import tritonclient.grpc as grpc
 from PIL import Image
+from tritonclient.grpc import service_pb2_grpc
 
-from server.client import Client, input_tensors
+from server.client import Client
 from server.config import ServerConfig
 from server.errors import Cancelled, NotFound, Overloaded, ServerError, TimedOut
 from server.launch import TritonServer
+from server.protocol import message_of
 from server.repository import FACE, STREAM
 
 pytestmark = pytest.mark.triton
@@ -169,9 +171,9 @@ def test_a_partial_result_is_given_on_request(server: TritonServer, client: Clie
 
 def test_a_unary_client_that_leaves_is_noticed(server: TritonServer) -> None:
     saved = total(server, "aquatint_cancelled_steps_saved_total")
-    with grpc.InferenceServerClient(server.grpc_url) as made:
+    with grpc.insecure_channel(server.grpc_url) as channel:
         before = total(server, "aquatint_rows_total")
-        call = made.async_infer(FACE, input_tensors(LONG), callback=lambda result, error: None)
+        call = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer.future(message_of(FACE, LONG))
         wait_until(lambda: total(server, "aquatint_rows_total") > before)
         call.cancel()
         wait_until(lambda: total(server, "aquatint_cancelled_steps_saved_total") > saved)

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from bench.traffic.asking import mismatch, status_of
 from bench.traffic.mix import Mix
-from server.async_client import Disconnected
 from server.errors import Cancelled, Overloaded, ServerError
 from server.forwarding import GONE
+from server.protocol import Disconnected
 from server.reply import Reply
 from server.request import Limits, Request
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from bench.traffic.http_face import HttpClient, read_answer, request_body
-from server.async_client import Disconnected
 from server.errors import Cancelled, InvalidRequest, Overloaded, ServerError
+from server.protocol import Disconnected
 from tests.odd_servers import listener
 
 
