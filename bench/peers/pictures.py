@@ -6,40 +6,33 @@ import argparse
 import contextlib
 import os
 import random
-import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from bench.offline import chosen_sizes
+from bench.peers.comparison import Found, Pictures, Plan, check, compare_all
 from bench.peers.contestant import Contestant, Load, fields_of, mixed_orders, prompt
-from bench.peers.order import MissingPeerError, Order, Setup
+from bench.peers.order import Order, Setup
 from bench.peers.process import opened
-from bench.peers.rounds import Rounds, interleaved
 from bench.peers.servers import our_server, pattern_server
-from bench.peers.told import SETTINGS, Compared, Setting, figures
+from bench.peers.told import SETTINGS, Compared, figures
 from bench.peers.worker import MODULES
-from bench.traffic.asking import Outcome
-from bench.traffic.tally import span
 from bench.triton_patterns.lockstep import Lockstep
 from bench.triton_patterns.patterns import PATTERNS
 from engines.component import PipelineSpec, Precision
 from engines.errors import EngineError
 from engines.providers import OPENVINO
 from engines.runner import chosen_provider
-from engines.verify import REFERENCE, arithmetic, psnr
+from engines.verify import REFERENCE, arithmetic
 from server.checkpoints import open_checkpoints
 from server.config import ServerConfig
-from server.errors import ServerError
 
 PEERS = (*MODULES, *PATTERNS)
-# In dB, of a picture by the same weights and seed. Some peers cut where others round, which alone leaves 53 of an fp32
-# picture; what another schedule or another noise leaves is below 20.
-LEAST_PSNR: Mapping[Precision, float] = {"fp32": 40.0, "fp16": 30.0, "bf16": 25.0, "int8": 20.0}
 # Whoever computes in bf16 by name; others do as ours does.
 PRECISIONS: Mapping[str, Precision] = {
     "diffusers_fp32": "fp32",
@@ -49,24 +42,10 @@ PRECISIONS: Mapping[str, Precision] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What is drawn.
-
-    Attributes:
-        orders: of the settings `single` and `batch`; the first pictures are the same.
-        load: gives that of a round.
-    """
-
-    settings: Sequence[Setting]
-    orders: Mapping[Setting, Order]
-    load: Callable[[int], Load]
-    rounds: int
-    even_if_different: bool
-
-
 def run_pictures(options: argparse.Namespace) -> dict[str, Any]:
     """Each peer's ratio to ours in every setting, or why it has none.
+
+    What ends before its time, once our own pictures were checked, is told in `failures` beside what there is.
 
     Raises:
         EngineError: numbers that are none, or an export that cannot be loaded or run.
@@ -77,37 +56,23 @@ def run_pictures(options: argparse.Namespace) -> dict[str, Any]:
     provider = chosen_provider(options.provider)
     config = ServerConfig(options.model.resolve(), provider=provider, unet_threads=options.threads)
     ours_in = arithmetic(provider, spec.component("unet"), config.settings(spec.component("unet"), spec))
-    expected = reference(config, plan.orders["single"])
-    found: dict[str, Compared] = {}
-    skipped: dict[str, str] = {}
-    failures: list[str] = []
-    partial = False
+    expected = reference(config, plan.checked)
+    found = Found()
     with our_server(config, options.log) as ours:
         quality = Compared(ours_in, ours.open_seconds)
         check(ours, quality, plan, expected)
         if not quality.same:
-            failures.append(f"ours draws another picture than fp32 on the CPU: {quality.psnr:.1f} dB from it")
-        try:
-            for name in options.peer or PEERS:
-                print(f"{name} ...", file=sys.stderr, flush=True)
-                try:
-                    with contestant(name, options, config, plan.orders["single"], ours_in) as (peer, compared):
-                        compare(ours, peer, compared, plan, expected)
-                        found[name] = compared
-                except MissingPeerError as error:
-                    skipped[name] = str(error)
-                except (EngineError, ServerError) as error:
-                    failures.append(f"{name}: {error}")
-        except KeyboardInterrupt:
-            partial = True
-    failures += [f"{name} was asked for: {why}" for name, why in skipped.items() if name in options.peer]
+            found.failures.append(f"ours draws another picture than fp32 on the CPU: {quality.psnr:.1f} dB from it")
+        others = partial(contestant, options=options, config=config, order=plan.orders["single"], ours_in=ours_in)
+        compare_all(found, ours, options.peer or PEERS, others, plan, expected)
+    found.failures += [f"{name} was asked for: {why}" for name, why in found.skipped.items() if name in options.peer]
     return {
         "what": "pictures",
         "provider": provider,
-        **figures(quality, found),
-        "skipped": skipped,
-        "failures": failures,
-        "partial": partial,
+        **figures(quality, found.peers),
+        "skipped": found.skipped,
+        "failures": found.failures,
+        "partial": found.partial,
         "settings": settings_of(options, plan),
     }
 
@@ -152,16 +117,18 @@ def settings_of(options: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     return {"size": [order.height, order.width], **{name: getattr(options, name) for name in names}}
 
 
-def reference(config: ServerConfig, order: Order) -> npt.NDArray[np.uint8]:
-    """The picture of an order of one, (h, w, 3), in fp32 on the CPU.
+def reference(config: ServerConfig, order: Order) -> Pictures:
+    """The pictures of an order, (pictures, h, w, 3), each drawn alone, in fp32 on the CPU.
 
     Raises:
         EngineError: the export cannot be run.
     """
     lockstep = Lockstep(open_checkpoints(replace(config, provider=REFERENCE, component_threads=0)))
-    fields = fields_of(order)[0]
-    sent = {name: [value.encode() if isinstance(value, str) else value] for name, value in fields.items()}
-    return lockstep.draw([lockstep.parse(sent)])[0]
+    drawn = []
+    for fields in fields_of(order):
+        sent = {name: [value.encode() if isinstance(value, str) else value] for name, value in fields.items()}
+        drawn += lockstep.draw([lockstep.parse(sent)])
+    return np.stack(drawn)
 
 
 @contextlib.contextmanager
@@ -194,62 +161,3 @@ def contestant(
     python = dict(options.peer_python).get(name, sys.executable)
     with opened(name, python, setup, options.log.with_name(f"{name}.log"), options.limit) as peer:
         yield peer, Compared(precision, peer.open_seconds)
-
-
-def check(contestant: Contestant, compared: Compared, plan: Plan, expected: npt.NDArray[np.uint8]) -> None:
-    """Draw each order once, which also warms up, and compare the first picture with the reference."""
-    # The mixed load's pictures are like the single ones.
-    wanted: list[Setting] = ["batch"] if "batch" in plan.settings else []
-    found = []
-    for setting in ("single", *wanted):
-        drawn = contestant.draw(plan.orders[setting], keep=True)
-        assert drawn.pixels is not None
-        compared.first_seconds[setting] = drawn.seconds
-        found.append(psnr(drawn.pixels[0], expected))
-    compared.psnr = min(found)
-    compared.same = compared.psnr >= LEAST_PSNR[compared.precision]
-
-
-def compare(
-    ours: Contestant, peer: Contestant, compared: Compared, plan: Plan, expected: npt.NDArray[np.uint8]
-) -> None:
-    """Check a peer, and time it beside ours if it draws the same picture."""
-    check(peer, compared, plan, expected)
-    if not compared.same and not plan.even_if_different:
-        return
-    for setting in plan.settings:
-        if setting == "mixed":
-            compared.rounds[setting] = _under_load(ours, peer, compared, plan)
-        else:
-            order = plan.orders[setting]
-            turns = _timed(ours, order, peer.name), _timed(peer, order, peer.name)
-            compared.rounds[setting] = interleaved(*turns, plan.rounds)
-
-
-def unheard(order: Order, peer: str, number: int) -> Order:
-    """The same with prompts of this peer's round alone: ours keeps the embeddings of late prompts, and peers do not."""
-    return replace(order, prompts=tuple(f"{prompt}, {peer} {number}" for prompt in order.prompts))
-
-
-def _timed(who: Contestant, order: Order, peer: str) -> Callable[[int], float]:
-    return lambda number: who.draw(unheard(order, peer, number)).seconds
-
-
-def _under_load(ours: Contestant, peer: Contestant, compared: Compared, plan: Plan) -> Rounds:
-    """Seconds until all of a load is answered; where it comes at a rate, which sets that time, the mean latency."""
-    outcomes: dict[str, list[Sequence[Outcome]]] = {ours.name: [], peer.name: []}
-
-    def served(who: Contestant) -> Callable[[int], float]:
-        def call(number: int) -> float:
-            load = plan.load(number)
-            found = who.serve(replace(load, orders=[unheard(order, peer.name, number) for order in load.orders]))
-            if wrong := [outcome.message for outcome in found if outcome.status != "ok"]:
-                raise EngineError(f"{who.name} failed {len(wrong)} of {len(found)} requests of the load: {wrong[0]}")
-            outcomes[who.name].append(found)
-            return statistics.mean(outcome.seconds for outcome in found) if load.rate else span(found)
-
-        return call
-
-    rounds = interleaved(served(ours), served(peer), plan.rounds)
-    compared.loads = list(zip(outcomes[ours.name], outcomes[peer.name], strict=True))
-    return rounds

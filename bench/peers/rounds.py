@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 
@@ -31,11 +31,15 @@ class Rounds:
         }
 
 
-def interleaved(ours: Callable[[int], float], theirs: Callable[[int], float], rounds: int) -> Rounds:
-    """Rounds of calls that are given the round's number and give seconds; who begins changes from round to round."""
+def interleaved(ours: Callable[[int], float], theirs: Callable[[int], float], rounds: int) -> Iterator[Rounds]:
+    """Rounds of calls that are given the round's number and give seconds; who begins changes from round to round.
+
+    Yields:
+        All rounds so far, after each: whoever is interrupted has those that were whole.
+    """
     seconds: tuple[list[float], list[float]] = [], []
     for number in range(rounds):
         turns = [(seconds[0], ours), (seconds[1], theirs)]
         for kept, call in turns if number % 2 == 0 else reversed(turns):
             kept.append(call(number))
-    return Rounds(*seconds)
+        yield Rounds(*map(tuple, seconds))

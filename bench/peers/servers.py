@@ -20,6 +20,8 @@ from server.async_client import AsyncClient
 from server.config import ServerConfig
 
 OURS = "ours"
+# In which a server that lives says that it is ready.
+READY_SECONDS = 5.0
 
 
 class Served:
@@ -56,6 +58,17 @@ class Served:
             await self._client.generate(**asked.fields)
 
         return self._runner.run(load.sent(in_turn(answer)))
+
+    def lives(self) -> bool:
+        """Whether it says soon that it is ready."""
+        return self._runner.run(self._lives())
+
+    async def _lives(self) -> bool:
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                return await self._client.is_ready()
+        except TimeoutError:
+            return False
 
     def close(self) -> None:
         """Close the connection."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 from bench.offline import chosen_sizes, component_flops, timed
 from bench.peers.diffusers_drawer import REMEDY
@@ -24,10 +24,16 @@ from engines.verify import REFERENCE
 
 UNET = "unet"
 WARM_UP = 1
+# What ours raises, and what torch, diffusers and OpenVINO do: for a file that is not there, or a call that fails.
+FAILED = (EngineError, OSError, RuntimeError, ValueError)
+# Loads a peer, and gives what calls it.
+Opened: TypeAlias = Callable[[argparse.Namespace, Arrays], Callable[[], object]]
 
 
 def run_unet(options: argparse.Namespace) -> dict[str, Any]:
     """Medians, and how many times as long as ours each of the others takes, call by call.
+
+    A peer that fails is told in `failures`, beside the rounds that there are.
 
     Raises:
         EngineError: numbers that are none, ours on a GPU, or something that cannot be loaded or run.
@@ -45,19 +51,24 @@ def run_unet(options: argparse.Namespace) -> dict[str, Any]:
     component = spec.component(UNET)
     fed = feeds(component, spec, case, case.rows)
     ours = open_runner(component, options.model, provider, Settings(threads=options.threads, cache=default_cache()))
+    flops = component_flops(component, spec, case, options.model)
     results: dict[str, Rounds] = {}
     skipped: dict[str, str] = {}
-    for name in options.peer or PEERS:
-        try:
-            call = PEERS[name](options, fed)
-        except MissingPeerError as error:
-            skipped[name] = str(error)
-            continue
-        results[name] = compared(lambda: ours.infer(fed), call, options.repeats)
-        # A peer's weights go before the next one's come.
-        del call
-        gc.collect()
-    flops = component_flops(component, spec, case, options.model)
+    failures: list[str] = []
+    try:
+        for name in options.peer or PEERS:
+            try:
+                _compare(results, name, PEERS[name], lambda: ours.infer(fed), fed, options)
+            except MissingPeerError as error:
+                skipped[name] = str(error)
+            except FAILED as error:
+                failures.append(f"{name}: {' '.join(str(error).split())[:400] or type(error).__name__}")
+            # A peer's weights go before the next one's come.
+            gc.collect()
+    except KeyboardInterrupt:
+        if not results:
+            raise
+        failures.append("interrupted")
     return {
         "what": "unet",
         "provider": provider,
@@ -66,16 +77,32 @@ def run_unet(options: argparse.Namespace) -> dict[str, Any]:
         "tflop": flops / 1e12,
         "peers": {name: rounds.figures() for name, rounds in results.items()},
         "skipped": skipped,
-        "failures": [f"{name} was asked for: {why}" for name, why in skipped.items() if name in options.peer],
+        "partial": bool(failures),
+        "failures": [
+            *failures,
+            *(f"{name} was asked for: {skipped[name]}" for name in options.peer if name in skipped),
+        ],
         **told([ratio(f"{name} unet", rounds) for name, rounds in results.items()]),
     }
 
 
-def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> Rounds:
-    """Calls in turn, after one of each that is not counted."""
+def _compare(
+    results: dict[str, Rounds],
+    name: str,
+    opened: Opened,
+    ours: Callable[[], object],
+    fed: Arrays,
+    options: argparse.Namespace,
+) -> None:
+    for rounds in compared(ours, opened(options, fed), options.repeats):
+        results[name] = rounds
+
+
+def compared(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> Iterator[Rounds]:
+    """Calls in turn, after one of each that is not counted; all rounds so far, after each."""
     for call in (ours, theirs):
         timed(call, WARM_UP)
-    return interleaved(lambda number: timed(ours, 1)[0], lambda number: timed(theirs, 1)[0], repeats)
+    yield from interleaved(lambda number: timed(ours, 1)[0], lambda number: timed(theirs, 1)[0], repeats)
 
 
 def _openvino(options: argparse.Namespace, fed: Arrays) -> Callable[[], object]:
@@ -114,7 +141,7 @@ def _torch(options: argparse.Namespace, fed: Arrays, dtype: Any) -> Callable[[],
     return call
 
 
-PEERS: dict[str, Callable[[argparse.Namespace, Arrays], Callable[[], object]]] = {
+PEERS: dict[str, Opened] = {
     "openvino": _openvino,
     "torch_bf16": _torch_bf16,
     "diffusers_fp32": _diffusers_fp32,

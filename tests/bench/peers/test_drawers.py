@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.peers.comparison import LEAST_PSNR
 from bench.peers.contestant import Drawn
 from bench.peers.diffusers_drawer import open_drawer
 from bench.peers.order import Order, Setup
-from bench.peers.pictures import LEAST_PSNR, reference
+from bench.peers.pictures import reference
 from bench.peers.process import opened
 from engines.component import Precision
 from engines.verify import psnr
@@ -28,9 +29,9 @@ def setup(checkpoint: Path, work: Path, precision: Precision = "fp32") -> Setup:
 def test_diffusers_draws_our_pictures(tiny_checkpoint: Path, tiny_export: Path, tmp_path: Path) -> None:
     pixels = np.frombuffer(open_drawer(setup(tiny_checkpoint, tmp_path)).draw(ORDER), np.uint8).reshape(2, 64, 64, 3)
     config = ServerConfig(tiny_export, provider="cpu")
-    for picture, single in zip(pixels, ORDER.singles(), strict=True):
-        assert psnr(picture, reference(config, single)) > LEAST_PSNR["fp32"]
-    other = reference(config, replace(ORDER.singles()[0], seeds=(5,)))
+    for picture, expected in zip(pixels, reference(config, ORDER), strict=True):
+        assert psnr(picture, expected) > LEAST_PSNR["fp32"]
+    (other,) = reference(config, replace(ORDER.singles()[0], seeds=(5,)))
     assert psnr(pixels[0], other) < LEAST_PSNR["int8"]
 
 
@@ -51,5 +52,6 @@ def test_peers_in_their_process_draw_our_pictures(
     checkpoint = Path(__file__).parents[3] / "export" / "embedded" / "checkpoint"
     drawn = drawn_by(name, checkpoint, tmp_path, precision)
     assert drawn.pixels is not None
-    for picture, single in zip(drawn.pixels, replace(ORDER, height=128, width=128).singles(), strict=True):
-        assert psnr(picture, reference(ServerConfig(embedded_export), single)) > LEAST_PSNR[precision]
+    expected = reference(ServerConfig(embedded_export), replace(ORDER, height=128, width=128))
+    for picture, other in zip(drawn.pixels, expected, strict=True):
+        assert psnr(picture, other) > LEAST_PSNR[precision]

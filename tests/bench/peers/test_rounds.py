@@ -13,10 +13,22 @@ def test_who_begins_changes_from_round_to_round() -> None:
         order.append(f"{name}{number}")
         return seconds
 
-    rounds = interleaved(lambda n: call("o", 2.0, n), lambda n: call("t", 3.0, n), 3)
+    *_, rounds = interleaved(lambda n: call("o", 2.0, n), lambda n: call("t", 3.0, n), 3)
     assert order == ["o0", "t0", "t1", "o1", "o2", "t2"]
-    assert (rounds.ours, rounds.theirs) == ([2.0] * 3, [3.0] * 3)
+    assert (rounds.ours, rounds.theirs) == ((2.0,) * 3, (3.0,) * 3)
     assert rounds.ratios == [1.5] * 3
+
+
+def test_whoever_is_interrupted_has_the_rounds_that_were_whole() -> None:
+    def theirs(number: int) -> float:
+        if number == 2:
+            raise KeyboardInterrupt
+        return 3.0
+
+    rounds = interleaved(lambda _: 2.0, theirs, 5)
+    assert [next(rounds).ratios, next(rounds).ratios] == [[1.5], [1.5, 1.5]]
+    with pytest.raises(KeyboardInterrupt):
+        next(rounds)
 
 
 def test_figures_are_of_theirs_over_ours() -> None:
@@ -26,7 +38,7 @@ def test_figures_are_of_theirs_over_ours() -> None:
 
 def test_a_first_call_of_each_is_not_counted() -> None:
     order: list[str] = []
-    rounds = compared(lambda: order.append("ours"), lambda: order.append("theirs"), 2)
+    *_, rounds = compared(lambda: order.append("ours"), lambda: order.append("theirs"), 2)
     assert order == ["ours", "theirs", "ours", "theirs", "theirs", "ours"]
     assert len(rounds.ours) == len(rounds.theirs) == 2
     assert min(rounds.ratios) == pytest.approx(rounds.figures()["ratio_least"], abs=1e-3)

@@ -40,3 +40,29 @@ def test_a_gpu_is_not_compared_with_a_cpu(tiny_export: Path, monkeypatch: pytest
     monkeypatch.setattr(unet, "chosen_provider", lambda name: name)
     with pytest.raises(EngineError, match="ours by tensorrt: give --provider openvino or cpu"):
         program.run(parsed(tiny_export, "--provider", "tensorrt"))
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [(RuntimeError("no memory\nleft"), "torch_bf16: no memory left"), (KeyboardInterrupt(), "interrupted")],
+)
+def test_rounds_before_a_failure_are_kept(
+    tiny_export: Path, monkeypatch: pytest.MonkeyPatch, ending: BaseException, said: str
+) -> None:
+    def opened(left: int) -> unet.Opened:
+        calls = iter(range(left))
+
+        def call() -> None:
+            if next(calls, None) is None:
+                raise ending
+
+        return lambda options, fed: call
+
+    peers = {"openvino": opened(5), "torch_bf16": opened(3), "diffusers_fp32": opened(5)}
+    monkeypatch.setattr(unet, "PEERS", peers)
+    found = program.run(parsed(tiny_export, "--provider", "cpu", "--repeats", "4", "--threads", "1"))
+    assert (found["partial"], found["failures"]) == (True, [said])
+    counts = {name: len(figure["samples"]) for name, figure in found["measures"].items()}
+    # One call of each is not counted.
+    all_of_last = {} if said == "interrupted" else {"ratio diffusers_fp32 unet": 4}
+    assert counts == {"ratio openvino unet": 4, "ratio torch_bf16 unet": 2, **all_of_last}
