@@ -34,24 +34,24 @@ GUEST_STEPS, COMPANION_STEPS = 10, 50
 PROMPT = "a red circle on a blue background"
 
 
-def crowd(model: Path, accelerator: str, parts: Sequence[str], repeats: int, log: Path, kept: Kept) -> dict[str, Any]:
-    """Those of the parts `refusal`, `deadline` and `guest` that are asked for."""
+def crowd(
+    model: Path, accelerator: str, parts: Sequence[str], repeats: int, log: Path, kept: Kept, found: dict[str, Any]
+) -> None:
+    """Those of the parts `refusal`, `deadline` and `guest` that are asked for, into `found` as they come."""
     config = fake_config(model, accelerator_curve(accelerator), MAX_ROWS, QUEUE_LIMIT)
     with started(config, log) as server:
-        return asyncio.run(_parts(server.grpc_url, parts, repeats, kept))
+        asyncio.run(_parts(server.grpc_url, parts, repeats, kept, found))
 
 
-async def _parts(url: str, parts: Sequence[str], repeats: int, kept: Kept) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+async def _parts(url: str, parts: Sequence[str], repeats: int, kept: Kept, found: dict[str, Any]) -> None:
     async with Connections(url) as connections:
         await loops.closed_loop(Mix(steps=(2,)).requests(16), 4, lambda asked, due: ask(connections, asked, due))
         if "refusal" in parts:
-            found["refusal"] = await refusals(connections, 5 * repeats, kept)
+            await refusals(connections, 5 * repeats, kept, found)
         if "deadline" in parts:
             found["deadline"] = await deadlines(connections, repeats, kept)
         if "guest" in parts:
             found["guest"] = await guests(connections, repeats, kept)
-    return found
 
 
 def _asked(number: int, steps: int, face: Face = "unary", images: int = 1, **fields: Value) -> Asked:
@@ -77,27 +77,26 @@ async def _busy(connections: Connections, requests: Sequence[Asked]) -> AsyncIte
                 with contextlib.suppress(NotFound):
                     await connections[0].cancel(tasks[task])
             await asyncio.wait(pending, timeout=SETTLE_SECONDS)
-        for task in tasks:
-            with contextlib.suppress(Cancelled):
-                task.result()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        if failed := [end for end in ends if isinstance(end, BaseException) and not isinstance(end, Cancelled)]:
+            raise failed[0]
         await asyncio.sleep(SETTLE_SECONDS)
 
 
-async def refusals(connections: Connections, count: int, kept: Kept) -> dict[str, Any]:
-    """Milliseconds until a request is refused, and the share that is told when to try again."""
+async def refusals(connections: Connections, count: int, kept: Kept, found: dict[str, Any]) -> None:
+    """Milliseconds until a request is refused, and the share that is told when to try again, by the reason."""
     half = [_asked(1, ENDLESS_STEPS, images=16, client_id="first", priority=10)]
     full = [*half, _asked(2, ENDLESS_STEPS, images=16, client_id="second", priority=10)]
-    found = {}
+    by_reason = found.setdefault("refusal", {})
     async with _busy(connections, full):
         await _until_refused(connections, "waiting or running")
-        found["full"] = await _flood(connections, count, 0, kept.setdefault(f"{REFUSAL}, full", {}))
+        by_reason["full"] = await _flood(connections, count, 0, kept.setdefault(f"{REFUSAL}, full", {}))
     async with _busy(connections, half):
         await _until_refused(connections, "would be done in")
         taken = kept.setdefault(f"{REFUSAL}, deadline too near for the queue", {})
-        found["deadline_too_near_for_the_queue"] = await _flood(connections, count, PROBE_MS, taken)
+        by_reason["deadline_too_near_for_the_queue"] = await _flood(connections, count, PROBE_MS, taken)
     taken = kept.setdefault(f"{REFUSAL}, deadline too near alone", {})
-    found["deadline_too_near_alone"] = await _flood(connections, count, 50, taken)
-    return found
+    by_reason["deadline_too_near_alone"] = await _flood(connections, count, 50, taken)
 
 
 async def _flood(
@@ -203,10 +202,10 @@ async def guests(connections: Connections, repeats: int, kept: Kept) -> dict[str
             times.append((await _answered(connections, 200 + turn, GUEST_STEPS)).seconds)
     finally:
         stopping.set()
-        await asyncio.wait(companions)
-    for companion_task in companions:
+        ends = await asyncio.gather(*companions, return_exceptions=True)
+    if failed := [end for end in ends if end is not None]:
         # Without all of its companions a guest would not have been among long jobs.
-        companion_task.result()
+        raise failed[0]
     ratios = [seconds / alone for seconds in times]
     kept[f"guest's time {RATIO}"] = {"": ratios}
     return {

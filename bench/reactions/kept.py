@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TypeAlias
 
 from bench.reporting.measures import Measure, Plot, distribution
 
 # By what was measured, and then by its way or state: milliseconds, or ratios.
 Kept: TypeAlias = dict[str, dict[str, list[float]]]
+# The 99th percentile of fewer is none other than the largest.
+FEWEST_OF_P99 = 100
 # Of a drawing of refusals, which have as many ways as there are reasons and floods, that is enough.
 REFUSAL, RATIO = "refusal", "over its time alone"
+
+
+def slowest(figures: Mapping[str, float]) -> tuple[str, float]:
+    """What is told of the slow end, with its name, of what `milliseconds` gives of one or more: p99 or the largest."""
+    return ("p99", figures["p99"]) if figures["count"] >= FEWEST_OF_P99 else ("largest", figures["max"])
 
 
 def medians(kept: Kept) -> Iterator[Measure]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.reactions.kept import Kept
+from bench.reactions.kept import FEWEST_OF_P99, Kept
 from bench.serving import fake_config, started
 from bench.traffic.latencies import milliseconds, percentile
 from server.async_client import AsyncClient
@@ -161,8 +161,12 @@ def in_turn(ways: Mapping[str, Way], repeats: int) -> dict[str, dict[int, list[f
 
 
 def added(ours: Sequence[float], theirs: Sequence[float]) -> dict[str, float]:
-    """By how much percentiles differ, and the median difference of requests asked one after the other."""
-    found = {f"p{100 * share:g}": 1e3 * (percentile(ours, share) - percentile(theirs, share)) for share in (0.5, 0.99)}
+    """By how much percentiles differ, and the median difference of requests asked one after the other.
+
+    The 99th only of as many requests as have one.
+    """
+    shares = (0.5, 0.99) if len(ours) >= FEWEST_OF_P99 else (0.5,)
+    found = {f"p{100 * share:g}": 1e3 * (percentile(ours, share) - percentile(theirs, share)) for share in shares}
     found["median_of_pairs"] = statistics.median(pairs_ms(ours, theirs))
     return {name: round(value, 3) for name, value in found.items()}
 
