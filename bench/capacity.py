@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import signal
 from collections.abc import Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict
-from typing import Any, get_args
+from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import product
+from typing import Any, TypeVar, get_args
 
 from bench.reporting.measures import told
 from bench.simulated.accelerator import MeasuredCurve
@@ -35,6 +37,8 @@ MULTIPLES = (1, 2, 4, 8)
 # Of the most that servers could do, where their latencies are shown.
 PARTS = (0.1, 0.3, 0.5, 0.6, 0.7, 0.8, 0.9)
 SHOWN_FLEETS = 4
+ENDED = "a process of the simulation was ended, perhaps for want of memory: give fewer --processes"
+Result = TypeVar("Result")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +70,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Servers for every load, limit and way of batching, and what one server takes.
 
+    What fails after the first simulation, and loads for which there may not be servers enough, are told in `failures`,
+    beside what there is.
+
     Raises:
         ServerError: numbers that are none, files that tell no curve, or limits that no number of servers meets.
     """
@@ -74,21 +81,26 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     case = _case(options, source)
     for slo in slos:
         slo.check(case.alone, case.kinds, case.attainment)
-    with _Tasks(options.processes) as tasks:
-        pairs = [(batcher, slo) for batcher in options.batchers for slo in slos]
-        single = [each.result() for each in [tasks.start(one_server, case, *pair) for pair in pairs]]
-        rates = options.rate or _rates(single)
-        plans = [tasks.start(_planned, case, batcher, rate, slos) for batcher in options.batchers for rate in rates]
-        planned = [one for each in plans for one in each.result()]
-        fleets = _fleets(planned, options.batchers[0])
-        curves = {n: tasks.start(tails, case, options.batchers[0], n, PARTS) for n in fleets}
-        latencies = {f"{n} servers": future.result() for n, future in curves.items()}
+    work, ended, failures = _Work(), False, list[str]()
+    try:
+        with _Tasks(options.processes) as tasks:
+            _simulate(work, tasks, case, slos, options)
+    except (ServerError, KeyboardInterrupt) as error:
+        if not any(map(_succeeded, work.single)):
+            raise
+        ended, failures = True, [str(error) or "interrupted"]
+    single = _results(work.single)
+    planned = [one for plans, _ in _results(work.plans) for one in plans]
+    failures += [why for _, missed in _results(work.plans) for why in missed]
+    latencies = {f"{n} servers": each.result() for n, each in work.curves.items() if _succeeded(each)}
     notes = source.notes(options)
     print("\n".join([*table(planned), "", *singles(single), *(f"note: {note}" for note in notes)]))
     return {
         "plan": [asdict(one) for one in planned],
         "one_server": [asdict(one) for one in single],
         "notes": notes,
+        "partial": ended,
+        "failures": failures,
         "settings": {
             "curve": {"source": source.name, "points": source.points},
             "costs_ms": {name: getattr(options, name) for name in ("call_ms", "request_ms")}
@@ -138,26 +150,89 @@ class _Tasks:
     """Work for several processes, or for this one."""
 
     def __init__(self, processes: int) -> None:
-        self._pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) if processes > 1 else None
+        self._before = set(multiprocessing.active_children())
+        self._pool = None
+        if processes > 1:
+            # Who hears of Ctrl-C is this process alone, which ends them.
+            ignored = (signal.SIGINT, signal.SIG_IGN)
+            self._pool = ProcessPoolExecutor(
+                processes, multiprocessing.get_context("spawn"), initializer=signal.signal, initargs=ignored
+            )
 
     def __enter__(self) -> _Tasks:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+        if self._pool is None:
+            return
+        if any(exception):
+            # What they are at may take minutes.
+            for process in set(multiprocessing.active_children()) - self._before:
+                process.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
     def start(self, work: Any, *arguments: Any) -> Future[Any]:
+        """Raises ServerError if no process is left to do it."""
         if self._pool is not None:
-            return self._pool.submit(work, *arguments)
+            try:
+                return self._pool.submit(work, *arguments)
+            except BrokenExecutor as error:
+                raise ServerError(ENDED) from error
         done: Future[Any] = Future()
         done.set_result(work(*arguments))
         return done
 
 
-def _planned(case: Case, batcher: str, rate: float, slos: Sequence[Slo]) -> list[Planned]:
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What was started, in order; of loads the plans, and sentences for limits that no plan meets."""
+
+    single: list[Future[OneServer]] = field(default_factory=list)
+    plans: list[Future[tuple[list[Planned], list[str]]]] = field(default_factory=list)
+    curves: dict[int, Future[list[tuple[float, float]]]] = field(default_factory=dict)
+
+
+def _simulate(work: _Work, tasks: _Tasks, case: Case, slos: Sequence[Slo], options: argparse.Namespace) -> None:
+    """All that is to be told, to its end."""
+    first = options.batchers[0]
+    for batcher, slo in product(options.batchers, slos):
+        work.single.append(tasks.start(one_server, case, batcher, slo))
+    rates = options.rate or _rates(_awaited(work.single))
+    for batcher, rate in product(options.batchers, rates):
+        work.plans.append(tasks.start(_planned, case, batcher, rate, slos))
+    planned = [one for plans, _ in _awaited(work.plans) for one in plans]
+    for servers in _fleets(planned, first):
+        work.curves[servers] = tasks.start(tails, case, first, servers, PARTS)
+    _awaited([*work.single, *work.curves.values()])
+
+
+def _awaited(futures: Sequence[Future[Any]]) -> list[Any]:
+    """Raises ServerError if a process has ended."""
+    try:
+        return [each.result() for each in futures]
+    except BrokenExecutor as error:
+        raise ServerError(ENDED) from error
+
+
+def _succeeded(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
+
+
+def _results(futures: Sequence[Future[Result]]) -> list[Result]:
+    """Of those that came to their end."""
+    return [each.result() for each in futures if _succeeded(each)]
+
+
+def _planned(case: Case, batcher: str, rate: float, slos: Sequence[Slo]) -> tuple[list[Planned], list[str]]:
+    """What each limit needs, and why some have no plan."""
     planner = Planner(case, batcher, rate)
-    return [planner.plan(slo) for slo in slos]
+    planned, missed = [], []
+    for slo in slos:
+        try:
+            planned.append(planner.plan(slo))
+        except ServerError as error:
+            missed.append(str(error))
+    return planned, missed
 
 
 def _rates(single: Sequence[OneServer]) -> list[float]:

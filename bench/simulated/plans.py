@@ -60,4 +60,6 @@ def plots(
         for one in sorted((each for each in planned if each.slo == slo), key=lambda each: each.rate):
             lines.setdefault(one.batcher, []).append((one.rate, one.servers))
         found.append(Plot(f"servers for a load at {slo}", "curve", "requests/s", "servers", lines))
-    return [*found, Plot(f"latency p99 over load, {batcher}", "curve", "requests/s", "seconds", latencies)]
+    if latencies:
+        found.append(Plot(f"latency p99 over load, {batcher}", "curve", "requests/s", "seconds", latencies))
+    return found

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,9 @@ TIMINGS = [
     {"component": "vae_decoder", "size": "128x128", "rows": 2, "median_ms": 90.0},
 ]
 QUICK = ["--steps", "2", "--requests", "20", "--seeds", "1", "--processes", "1", "--max-rows", "8"]
+
+# In which one server's load is found, and a load for thousands of servers is not.
+SECONDS = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +107,6 @@ def test_loads_follow_from_what_one_server_takes(capsys: pytest.CaptureFixture[s
         (["--call-ms", "-1"], "--call-ms is -1: give no less than 0"),
         (["--batchers", "magic"], "--batchers has magic: give some of in_flight, static, serial"),
         (["--most-servers", "0"], "--most-servers is 0"),
-        (["--rate", "100", "--most-servers", "2"], "2 servers are not enough for 100 requests/s"),
         (["--workload", "nothing"], "--workload is nothing"),
         (["--curve-size", "64x64"], "leave it out"),
     ],
@@ -110,6 +117,59 @@ def test_what_cannot_be_planned_is_told(options: list[str], said: str, capsys: p
     assert error.startswith("capacity: ")
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_a_load_for_too_many_servers_takes_nothing_from_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "capacity.json"
+    load = ["--rate", "2,100", "--most-servers", "2", "--batchers", "in_flight", "--slo", "3", "--slo-ms", "900"]
+    assert main(["capacity", "--step-seconds", "2:0.1,8:0.2", *QUICK, *load, "--json", str(kept)]) == 1
+    result = json.loads(kept.read_text())
+    assert {(one["rate"], one["slo"]) for one in result["plan"]} == {(2.0, "3x"), (2.0, "900 ms")}
+    assert len(result["one_server"]) == 2
+    assert not result["partial"]
+    assert len(result["failures"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("capacity: 2 servers are not enough for 100 requests/s at ") for line in lines)
+    assert "raise --most-servers" in lines[1]
+
+
+@pytest.mark.parametrize(("place", "plans"), [("_planned", 0), ("tails", 2)])
+def test_what_was_simulated_before_an_interrupt_is_kept(
+    place: str, plans: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(capacity, place, interrupted)
+    kept = tmp_path / "capacity.json"
+    arguments = ["--step-seconds", "2:0.1,8:0.2", *QUICK, "--rate", "2,4", "--batchers", "in_flight"]
+    assert main(["capacity", *arguments, "--json", str(kept)]) == 1
+    result = json.loads(kept.read_text())
+    assert (result["partial"], result["failures"], len(result["plan"])) == (True, ["interrupted"], plans)
+    assert result["measures"]["one server, in_flight, at 3x"]["value"] > 0
+    assert "one server, in_flight, at 3x" in capsys.readouterr().out
+    monkeypatch.setattr(capacity, "one_server", interrupted)
+    assert main(["capacity", *arguments]) == 130
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_processes_and_keeps_what_there_is(tmp_path: Path) -> None:
+    """A plan of hours, interrupted when one server's load is known."""
+    kept = tmp_path / "capacity.json"
+    load = ["--rate", "4,3000", "--batchers", "in_flight", "--requests", "20", "--seeds", "1", "--most-servers", "9999"]
+    command = [sys.executable, "-m", "bench", "capacity", "--step-seconds", "2:0.1,8:0.2", *load, "--processes", "2"]
+    process = subprocess.Popen([*command, "--json", str(kept)], stderr=subprocess.PIPE, text=True, process_group=0)
+    time.sleep(SECONDS)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=30)
+    assert (process.returncode, error) == (1, "capacity: interrupted\n")
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    result = json.loads(kept.read_text())
+    assert result["partial"]
+    assert result["measures"]["one server, in_flight, at 3x"]["value"] > 0
 
 
 @pytest.mark.parametrize("text", ["2", "2:x", "0:1", "2:0", "2:-1", "", "2:nan"])
