@@ -7,7 +7,7 @@ import statistics
 import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 from bench.traffic.loops import Send
@@ -29,10 +29,12 @@ class Alone:
     Attributes:
         measured: by kind.
         share: of the requests that are of each kind.
+        repetitions: what the measured ones are the medians of.
     """
 
     measured: Mapping[Kind, float]
     share: Mapping[Kind, float]
+    repetitions: Mapping[Kind, Sequence[float]] = field(default_factory=dict)
 
     def seconds(self, kind: Kind) -> float:
         """Of a kind; one that is unlike all that were measured counts as the longest of them."""
@@ -95,10 +97,11 @@ async def measure_alone(send: Send, mix: Mix, repeats: int, given: Sequence[Give
         ServerError: one was not answered with images.
     """
     found, share = examples(mix, given)
-    return Alone({kind: await _median(send, found[kind], repeats) for kind in worth_measuring(found)}, share)
+    taken = {kind: await _repeated(send, found[kind], repeats) for kind in worth_measuring(found)}
+    return Alone({kind: statistics.median(seconds) for kind, seconds in taken.items()}, share, taken)
 
 
-async def _median(send: Send, example: Asked, repeats: int) -> float:
+async def _repeated(send: Send, example: Asked, repeats: int) -> list[float]:
     seconds = []
     # An earlier run may have left its answers in the server's cache.
     first_seed = secrets.randbelow(2**32)
@@ -109,4 +112,4 @@ async def _median(send: Send, example: Asked, repeats: int) -> float:
         if outcome.status != "ok":
             raise ServerError(f"a request alone on the server ended as {outcome.status}: {outcome.message}")
         seconds.append(outcome.seconds)
-    return statistics.median(seconds[1:] or seconds)
+    return seconds[1:] or seconds

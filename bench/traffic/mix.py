@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeAlias, get_args
 
-from bench.traffic.spread import Between, Numbers, Spread, drawn, number
-from bench.traffic.tasks import Task, task_fields
+from bench.traffic.spread import Between, Numbers, Spread, drawn, number, some
+from bench.traffic.tasks import NEEDS_SIZE, Task, task_fields
+from server.errors import ServerError
 from server.fields import Value
 
 Face: TypeAlias = Literal["unary", "stream", "http"]
@@ -20,7 +21,13 @@ Size: TypeAlias = int | tuple[int, int]
 
 
 class Kind(NamedTuple):
-    """What must take as long alone; of a range of guidance scales, the highest; of recorded ones above 1, `GUIDED`."""
+    """What must take as long alone.
+
+    Attributes:
+        guidance: of a range of scales above 1, the highest; of recorded ones above 1, `GUIDED`; `UNGUIDED` of all that
+            take one row.
+        height, width: in pixels; 0 where a request does not say, and the server draws its first size.
+    """
 
     steps: int
     sampler: str
@@ -35,8 +42,10 @@ ALL_FACES: tuple[Face, ...] = get_args(Face)
 # Those of gRPC.
 FACES: tuple[Face, ...] = ("unary", "stream")
 LEAVING: tuple[Ending, ...] = ("cancel", "close", "id")
-# Any scale above 1 takes as long.
-GUIDED = 7.5
+# Any scale above 1 takes as long, and so does any other.
+GUIDED, UNGUIDED = 7.5, 1.0
+# Of pictures.
+SEEDS = 2**32
 COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 SHAPES = ("circle", "square", "star", "ring", "heart", "triangle", "cross", "diamond")
 # Each is refused for another reason, by the server and not by our client.
@@ -96,19 +105,24 @@ class Mix:
     """What requests of a load are like; each of several values is as likely as the others, unless it has a weight.
 
     Attributes:
-        sizes: of pictures, in pixels.
+        sizes: of pictures, in pixels; the server's first when absent.
         prompt_words: of every prompt, most of them one token each; a short sentence when absent.
         clients: how many client ids share the load, or their names; 0 sends none.
         cancel_share, malformed_share: parts of all requests, 0 to 1.
         endings: of those that are cancelled.
         leave_within: seconds after sending in which those end.
+        salt: is added to the seeds of pictures, so that a load that is sent again finds no answers of its own in the
+            server's cache; all else is as without.
         name: begins every request's id, so that two loads on one server do not cancel each other's.
+
+    Raises:
+        ServerError: there are no sizes, and a task must know them.
     """
 
     steps: Numbers[int] = (20,)
     samplers: Spread[str] = ("euler",)
     guidance: Numbers[float] = (GUIDED,)
-    sizes: Spread[Size] = (128,)
+    sizes: Spread[Size] | None = None
     images: Numbers[int] = (1,)
     formats: Spread[str] = ("png",)
     faces: Spread[Face] = ("unary",)
@@ -123,7 +137,15 @@ class Mix:
     priorities: Numbers[int] = (0,)
     preview_interval: int = 0
     seed: int = 0
+    salt: int = 0
     name: str = "load"
+
+    def __post_init__(self) -> None:
+        if self.sizes is None and (tasks := [task.name for task in some(self.tasks) if task.name in NEEDS_SIZE]):
+            raise ServerError(
+                f"{tasks[0]} begins with a picture that must fit what is drawn: give a size that the server has, as "
+                "`size` in a workload or by --size"
+            )
 
     def asked(self, number_: int, given: Given = NOTHING) -> Asked:
         """Request `number_`, the same every time."""
@@ -131,7 +153,7 @@ class Mix:
         task, kind, guidance = self._kind(draw, given)
         face = drawn(self.faces, draw)
         fields: dict[str, Value] = {**kind_fields(kind), "guidance_scale": guidance}
-        fields |= {"prompt": given.prompt or self._prompt(draw), "seed": draw.randrange(2**32)}
+        fields |= {"prompt": given.prompt or self._prompt(draw), "seed": (draw.randrange(SEEDS) + self.salt) % SEEDS}
         fields |= {"output_format": drawn(self.formats, draw), "request_id": f"{self.name}-{number_}"}
         client = given.client_id or self._client(draw)
         fields |= {"client_id": client} if client else {}
@@ -144,11 +166,12 @@ class Mix:
 
     def _kind(self, draw: random.Random, given: Given) -> tuple[Task, Kind, float]:
         steps, sampler = number(self.steps, draw), drawn(self.samplers, draw)
-        guidance, size, images = number(self.guidance, draw), drawn(self.sizes, draw), number(self.images, draw)
-        task = drawn(self.tasks, draw)
+        guidance = number(self.guidance, draw)
+        size: Size = 0 if self.sizes is None else drawn(self.sizes, draw)
+        images, task = number(self.images, draw), drawn(self.tasks, draw)
         steps, sampler = given.steps or steps, given.sampler or sampler
         guidance, size = guidance if given.guidance is None else given.guidance, given.size or size
-        alike = guidance
+        alike = guidance if guidance > 1 else UNGUIDED
         if guidance > 1 and given.guidance is not None:
             alike = GUIDED
         elif guidance > 1 and isinstance(self.guidance, Between):
@@ -188,12 +211,12 @@ class Mix:
 
 def kind_fields(kind: Kind) -> dict[str, Value]:
     """As fields of a request."""
+    size = {name: side for name, side in (("height", kind.height), ("width", kind.width)) if side}
     return {
         "num_inference_steps": kind.steps,
         "sampler": kind.sampler,
         "guidance_scale": kind.guidance,
-        "height": kind.height,
-        "width": kind.width,
+        **size,
         "num_images": kind.images,
     }
 

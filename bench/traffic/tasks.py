@@ -15,6 +15,8 @@ TaskName: TypeAlias = Literal["txt2img", "img2img", "inpainting", "outpainting",
 TASK_NAMES: tuple[TaskName, ...] = get_args(TaskName)
 # Tasks that a checkpoint which only draws from words cannot do.
 NEEDS_MODEL: tuple[TaskName, ...] = ("depth", "upscaling")
+# Of these the server must draw just that size; a picture of the others is resized to one that it has.
+NEEDS_SIZE: tuple[TaskName, ...] = ("outpainting", "hires")
 # Every size is a multiple of this.
 SIDE_STEP = 64
 UPSCALED = 4
@@ -41,8 +43,13 @@ class Task:
 
 
 def task_fields(task: Task, height: int, width: int, draw: random.Random) -> dict[str, Value]:
-    """What a request for a picture of this size needs besides the fields that every request has."""
+    """What a request for a picture of this size needs besides the fields that every request has.
+
+    Args:
+        height, width: in pixels; 0 for a size that the server chooses.
+    """
     scene = draw.randrange(len(SCENES))
+    height, width = height or CANVAS, width or CANVAS
     return {**({"model": task.model} if task.model else {}), **_begun(task.name, height, width, scene), **task.fields}
 
 

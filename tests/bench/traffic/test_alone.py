@@ -14,7 +14,7 @@ from server.errors import ServerError
 
 
 def kind(steps: int, sampler: str = "euler") -> Kind:
-    return Kind(steps, sampler, 7.5, 128, 128, 1)
+    return Kind(steps, sampler, 7.5, 0, 0, 1)
 
 
 class Server:
@@ -36,6 +36,13 @@ def test_all_kinds_of_a_mix_are_found() -> None:
     assert sum(share.values()) == pytest.approx(1)
 
 
+def test_scales_of_a_range_are_two_kinds_at_most() -> None:
+    found, share = examples(Mix(guidance=Between(0.5, 1.5)))
+    assert {one.guidance for one in found} == {1.0, 1.5}
+    assert sum(share.values()) == pytest.approx(1)
+    assert all((float(str(asked.fields["guidance_scale"])) > 1) == (one.guidance > 1) for one, asked in found.items())
+
+
 def test_of_many_steps_a_few_are_measured() -> None:
     assert worth_measuring([kind(steps) for steps in range(10, 51)]) == [kind(10), kind(30), kind(50)]
     assert worth_measuring([kind(8), kind(4), kind(4, "ddim")]) == [kind(4, "ddim"), kind(4), kind(8)]
@@ -49,6 +56,7 @@ def test_steps_between_are_on_a_line() -> None:
     assert len({asked.fields["request_id"] for asked in server.asked}) == 9
     assert alone.seconds(kind(17)) == pytest.approx(0.01 + 0.034)
     assert alone.expected[kind(43)] == pytest.approx(0.01 + 0.086)
+    assert [len(seconds) for seconds in alone.repetitions.values()] == [2, 2, 2]
     overheads = alone.overheads()
     assert overheads is not None
     assert (overheads["request_ms"], overheads["step_ms"]) == pytest.approx((10, 2))

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from bench.traffic.mix import FACES, MALFORMED, Asked, Given, Kind, Mix
-from bench.traffic.tasks import TASK_NAMES, Task
-from server.errors import InvalidRequest
+from bench.traffic.tasks import NEEDS_SIZE, TASK_NAMES, Task, TaskName
+from server.errors import InvalidRequest, ServerError
 from server.picture_files import PictureLimits
 from server.request import Limits, Request
 from server.request_pictures import measure
@@ -36,7 +36,7 @@ def test_a_mix_is_the_same_for_a_seed_and_has_its_shares() -> None:
     endings = Counter(one.ending for one in requests)
     assert endings["answer"] / 2000 == pytest.approx(0.7, abs=0.03)
     assert min(endings[ending] for ending in ("cancel", "close", "id")) > 120
-    kinds = itertools.product((4, 20), ("euler", "ddim"), (1.0, 7.5), (128,), (128,), (1, 2))
+    kinds = itertools.product((4, 20), ("euler", "ddim"), (1.0, 7.5), (0,), (0,), (1, 2))
     assert {one.kind for one in requests} == {Kind(*kind) for kind in kinds}
     assert len({one.fields["client_id"] for one in requests}) == 3
     assert {"preview_interval" in one.fields for one in requests if one.face == "unary"} == {False}
@@ -74,6 +74,38 @@ def test_every_task_is_a_good_request(name: str) -> None:
 
 
 def test_recorded_guidance_is_sent_as_it_was_and_makes_no_kinds_of_its_own() -> None:
-    asked = [Mix().asked(0, Given(guidance=scale)) for scale in (1.0, 5.5, 6.25)]
-    assert [one.fields["guidance_scale"] for one in asked] == [1.0, 5.5, 6.25]
-    assert asked[0].kind != asked[1].kind == asked[2].kind
+    asked = [Mix().asked(0, Given(guidance=scale)) for scale in (0.5, 1.0, 5.5, 6.25)]
+    assert [one.fields["guidance_scale"] for one in asked] == [0.5, 1.0, 5.5, 6.25]
+    assert asked[0].kind == asked[1].kind != asked[2].kind == asked[3].kind
+
+
+def test_a_size_that_is_not_said_is_not_sent() -> None:
+    asked = Mix().asked(0)
+    assert not {"height", "width"} & set(asked.fields)
+    assert Mix(sizes=((512, 768),)).asked(0).fields["height"] == 512
+    assert Mix().asked(0, Given(size=(512, 768))).fields["width"] == 768
+    values = {name: [value] for name, value in asked.fields.items()}
+    for sizes in (((128, 128),), ((512, 512), (768, 768))):
+        request = Request.parse(values, Limits(sizes))
+        assert (request.height, request.width) == sizes[0]
+
+
+@pytest.mark.parametrize("name", ["img2img", "inpainting"])
+def test_a_picture_without_a_size_fits_every_server(name: str) -> None:
+    asked = Mix(tasks=(Task(name),)).asked(0)  # type: ignore[arg-type]
+    values = {field: [value] for field, value in asked.fields.items()}
+    limits = Limits(((512, 512), (768, 768)))
+    request = Request.parse(values, limits, lambda field, picture: measure(field, picture, PictureLimits()))
+    assert (request.height, request.width) == (512, 512)
+
+
+@pytest.mark.parametrize("name", NEEDS_SIZE)
+def test_a_task_whose_picture_must_fit_needs_a_size(name: TaskName) -> None:
+    with pytest.raises(ServerError, match=f"{name} begins with a picture that must fit .*: give a size"):
+        Mix(tasks=(Task(name),))
+
+
+def test_salt_changes_the_seeds_of_pictures_and_nothing_else() -> None:
+    plain, salted = MIXED.asked(7), replace(MIXED, salt=2**32 - 1).asked(7)
+    assert salted.fields["seed"] == (int(str(plain.fields["seed"])) - 1) % 2**32
+    assert {**salted.fields, "seed": 0} == {**plain.fields, "seed": 0}
