@@ -2,8 +2,9 @@
 
 Where both have enough repetitions (four, for 95 % confidence), a figure differs if the rank test of Mann and Whitney
 and a bootstrap of its median (or mean) both say so. Otherwise it differs if its ranges do not meet, or where no spread
-is known, if it is off by more than --tolerance. Each verdict stands by itself: of many figures that did not change, a
-few will look as if.
+is known, if it is off by more than --tolerance, or --threshold if that is less. The range of a load's figure is an
+interval from that load's own requests (see bench/traffic/intervals.py): what differs from run to run it cannot know.
+Each verdict stands by itself: of many figures that did not change, a few will look as if.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from bench.reporting.reading import read
 from bench.reporting.words import ABSENT, interval, number
 
 COLUMNS = ("figure", "unit", "A", "B", "B / A", "interval", "by", "verdict")
+TOLERANCE = 0.1
 # What matters most comes first.
 ORDER = ("worse", "better", "changed", "other unit", "only in A", "only in B", "same")
 
@@ -33,8 +35,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="exit code 1 if a figure is worse beyond noise, and by more than this, or is missing in B",
     )  # fmt: skip
     parser.add_argument(
-        "--tolerance", type=part, default=0.1, metavar="10%",
-        help="by how much figures without a known spread, or of too few repetitions, may differ (default: 10%%)",
+        "--tolerance", type=part, metavar="10%",
+        help="by how much figures without a known spread, or of too few repetitions, may differ (default: 10%%, or "
+        "--threshold if that is less)",
     )  # fmt: skip
     parser.add_argument("--confidence", type=part, default=0.95, metavar="95%", help="of one verdict (default: 95%%)")
 
@@ -61,7 +64,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         ServerError: a file that is no result.
     """
     a, b = read(options.a), read(options.b)
-    changes = compared(a.measures, b.measures, Judging(options.confidence, options.tolerance))
+    judging = Judging(options.confidence, tolerance_of(options))
+    changes = compared(a.measures, b.measures, judging)
     changes.sort(key=lambda change: ORDER.index(change.verdict))
     warnings = differences(a, b)
     for sentence in warnings:
@@ -74,8 +78,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "warnings": warnings,
         "changes": [asdict(change) for change in changes],
         "failures": [] if options.threshold is None else regressions(changes, options.threshold),
-        "settings": {name: getattr(options, name) for name in ("threshold", "tolerance", "confidence")},
+        "settings": {"threshold": options.threshold, "tolerance": judging.tolerance, "confidence": judging.confidence},
     }
+
+
+def tolerance_of(options: argparse.Namespace) -> float:
+    """What is said, or the usual one; not more than the threshold, beyond which no figure may get worse unseen."""
+    said: float = TOLERANCE if options.tolerance is None else options.tolerance
+    return said if options.threshold is None else min(said, options.threshold)
 
 
 def table(changes: Sequence[Change]) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import secrets
 import statistics
 import sys
 from dataclasses import replace
@@ -22,7 +23,7 @@ from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.arrivals import Arrivals, Bursts, Ramp
 from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.loops import closed_loop
-from bench.traffic.mix import Asked, Given, Mix
+from bench.traffic.mix import SEEDS, Asked, Given, Kind, Mix
 from bench.traffic.mix_options import faces, listed, said
 from bench.traffic.points import METRICS_SECONDS, Load, Point, failures, figures, measure_point
 from bench.traffic.spread import some
@@ -51,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     mix.add_argument("--steps", type=listed(int), help="denoising steps, as 4,20,50 (20)")
     mix.add_argument("--samplers", type=listed(str), help="as euler,dpmpp_2m,ddim (euler)")
     mix.add_argument("--guidance", type=listed(float), help="1 or less takes one row, more takes two (7.5)")
-    mix.add_argument("--size", type=listed(size_of), help="of pictures: 128, or height x width as 128x192 (128)")
+    mix.add_argument("--size", type=listed(size_of), help="512, or height x width as 512x768 (the server's first)")
     mix.add_argument("--images", type=listed(int), help="of one request (1)")
     mix.add_argument("--format", type=listed(str), help="png, jpeg, webp, raw (png)")
     mix.add_argument("--clients", type=int, help="client ids that share the load; 0 sends none (0)")
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """
     workload = read_workload(options.workload) if options.workload else Workload()
     mix, loads = mix_of(options, workload), loads_of(options, workload)
+    mix = replace(mix, salt=secrets.randbelow(SEEDS))
     prepared = _chosen(options, workload, "warm_up", 16), _chosen(options, workload, "repeats", 3)
     with server_of(options) as address:
         return asyncio.run(measured(address, mix, loads, max(0, prepared[0]), max(1, prepared[1])))
@@ -246,12 +248,17 @@ def _result(points: list[Point], alone: Alone, mix: Mix, loads: list[Load], miss
         **single,
         "points": reports,
         "alone_ms_by_steps": by_steps,
-        "alone_ms": [{**kind._asdict(), "ms": round(1e3 * s, 3)} for kind, s in alone.measured.items()],
+        "alone_ms": [{**_shown(kind), "ms": round(1e3 * s, 3)} for kind, s in alone.measured.items()],
         "partial": any(point.reason for point in points) or len(points) < len(loads),
         "failures": wrong,
         "settings": {"mix": settings(mix), "loads": [settings(load) | {"label": load.label} for load in loads]},
-        **told(measures(reports, by_steps), plots(points, reports)),
+        **told(measures(reports, by_steps, repetitions_by_steps(alone)), plots(points, reports)),
     }
+
+
+def _shown(kind: Kind) -> dict[str, Any]:
+    """With null for a size that the server chose."""
+    return {name: value or None if name in ("height", "width") else value for name, value in kind._asdict().items()}
 
 
 def alone_by_steps(alone: Alone) -> dict[str, float]:
@@ -261,3 +268,12 @@ def alone_by_steps(alone: Alone) -> dict[str, float]:
         str(n): round(1e3 * statistics.mean(s for kind, s in alone.measured.items() if kind.steps == n), 3)
         for n in steps
     }
+
+
+def repetitions_by_steps(alone: Alone) -> dict[str, list[float]]:
+    """The same, time after time."""
+    found: dict[str, list[float]] = {}
+    for steps in {kind.steps for kind in alone.repetitions}:
+        taken = [seconds for kind, seconds in alone.repetitions.items() if kind.steps == steps]
+        found[str(steps)] = [round(1e3 * statistics.mean(each), 3) for each in zip(*taken, strict=True)]
+    return found

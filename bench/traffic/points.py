@@ -15,9 +15,10 @@ from bench.traffic import scrape, tally
 from bench.traffic.alone import Alone
 from bench.traffic.arrivals import Arrivals
 from bench.traffic.asking import Outcome
+from bench.traffic.bounds import bounds, in_time_of
 from bench.traffic.latencies import milliseconds
 from bench.traffic.mix import Asked, Mix
-from bench.traffic.senders import Share, send_load
+from bench.traffic.senders import Due, Share, send_load
 from bench.traffic.timelines import Watched, watching
 from server.errors import ServerError
 
@@ -62,7 +63,7 @@ class Load:
 
     @property
     def offered(self) -> float:
-        """What it is plotted over: requests a second, or at a time."""
+        """What is asked for: requests a second, or at a time."""
         return self.arrivals.rate if self.arrivals else float(self.concurrency or 0)
 
 
@@ -72,6 +73,7 @@ class Point:
 
     Attributes:
         begun: when it began, by the monotonic clock.
+        unfinished: what was sent and had no outcome when the load ended, and when it was due.
         reason: why it ended early, if it did.
         counted: by how much the server's counters grew, where they can be read.
     """
@@ -83,10 +85,20 @@ class Point:
     reason: str | None = None
     cpu_seconds: float = 0.0
     counted: Mapping[str, float] = field(default_factory=dict)
+    unfinished: Sequence[Due] = ()
 
     @property
     def label(self) -> str:
         return self.load.label
+
+    @property
+    def offered(self) -> float:
+        """What it is plotted over: requests a second as they were really due, or at a time."""
+        due = [outcome.intended for outcome in self.outcomes] + [moment for _, moment in self.unfinished]
+        seconds = max(due) - min(due) if due else 0.0
+        if self.load.arrivals is None or not seconds:
+            return self.load.offered
+        return (len(due) - 1) / seconds
 
 
 async def measure_point(address: Address, mix: Mix, load: Load) -> Point:
@@ -102,7 +114,7 @@ async def measure_point(address: Address, mix: Mix, load: Load) -> Point:
         # The server's last words come after the last answer.
         await asyncio.sleep(METRICS_SECONDS if watched.readings and not sent.reason else 0)
     begun = min((outcome.intended for outcome in sent.outcomes), default=begun)
-    point = Point(load, sent.outcomes, watched, begun, sent.reason, sent.cpu_seconds)
+    point = Point(load, sent.outcomes, watched, begun, sent.reason, sent.cpu_seconds, unfinished=sent.unfinished)
     if len(watched.readings) > 1:
         point.counted = scrape.grown(watched.readings[0][1], watched.readings[-1][1])
     return point
@@ -122,17 +134,27 @@ def _share(address: Address, mix: Mix, load: Load) -> Share:
 def figures(point: Point, alone: Alone) -> dict[str, Any]:
     """Every figure of a load."""
     outcomes = point.outcomes
+
+    def seconds_alone(asked: Asked) -> float:
+        return alone.seconds(asked.kind)
+
     previews = [o.first_preview - o.intended for o in outcomes if o.first_preview is not None]
     rows = mean_rows([o.timing for o in outcomes if {"unet_calls", "unet_rows"} <= set(o.timing) and not o.cached])
-    wrong = tally.unaccounted([o.asked for o in outcomes], outcomes, bounded=True)
+    # Where a load ends early, what is open then is told by its number alone.
+    expected = [o.asked for o in outcomes] + [asked for asked, _ in point.unfinished if not point.reason]
+    wrong = tally.unaccounted(expected, outcomes, bounded=True)
     found: dict[str, Any] = {
         "load": point.label,
-        "offered": point.load.offered,
+        "nominal": point.load.offered,
+        "offered": round(point.offered, 4),
+        "sent": len(outcomes) + len(point.unfinished),
+        "unfinished": len(point.unfinished),
         "outcomes": dict(Counter(outcome.status for outcome in outcomes)),
         "answered_from_cache": sum(outcome.cached for outcome in outcomes),
         "images_per_second": round(tally.images_per_second(outcomes), 3),
         "requests_per_second": round(tally.requests_per_second(outcomes), 3),
-        "goodput_images_per_second": tally.goodputs(outcomes, lambda asked: alone.seconds(asked.kind)),
+        "goodput_images_per_second": tally.goodputs(outcomes, seconds_alone),
+        "open_loop": point.load.arrivals is not None,
         "latency_counts_from": OPEN if point.load.arrivals else CLOSED,
         "latency_ms": tally.latencies(outcomes),
         "latency_ms_by_steps": tally.by_steps(outcomes),
@@ -141,6 +163,7 @@ def figures(point: Point, alone: Alone) -> dict[str, Any]:
         "first_preview_ms": milliseconds(previews),
         "late_sending_ms": milliseconds([outcome.sent - outcome.intended for outcome in outcomes]),
         "seconds": round(tally.span(outcomes), 3),
+        "intervals": bounds(outcomes, seconds_alone, point.load.slo_ms),
         "client": _client(point),
         "failures_by_words": tally.messages(outcomes),
         "failed": len(wrong),
@@ -162,10 +185,9 @@ def _slo(outcomes: Sequence[Outcome], slo_ms: float) -> dict[str, float]:
     def limit(asked: Asked) -> float:
         return slo_ms / 1e3
 
-    counted = [o for o in outcomes if o.status not in ("left", "cancelled") and not o.asked.malformed]
-    in_time = sum(o.status == "ok" and o.seconds <= slo_ms / 1e3 for o in counted)
+    in_time = in_time_of(outcomes, slo_ms)
     served = round(tally.goodput(outcomes, limit), 3)
-    return {"ms": slo_ms, "images_per_second": served, "share": round(in_time / max(1, len(counted)), 5)}
+    return {"ms": slo_ms, "images_per_second": served, "share": round(sum(in_time) / max(1, len(in_time)), 5)}
 
 
 def _client(point: Point) -> dict[str, float]:
@@ -182,6 +204,16 @@ def failures(points: Sequence[Point], reports: Sequence[Mapping[str, Any]]) -> l
     """What went wrong, in sentences."""
     found = [f"{point.label}: {point.reason}" for point in points if point.reason]
     for report in reports:
+        if report["unfinished"]:
+            found.append(
+                f"{report['load']}: {report['unfinished']} of {report['sent']} requests had no outcome when the load "
+                "ended, and count in none of its latencies"
+            )
+        if report["answered_from_cache"]:
+            found.append(
+                f"{report['load']}: {report['answered_from_cache']} answers came from the server's response cache, "
+                "which says nothing of how quickly it draws: start it without --response-cache-mb"
+            )
         found += [f"{report['load']}: {sentence}" for sentence in report["unaccounted"]]
         found += [f"{report['load']}: and {report['failed'] - KEPT} more"] if report["failed"] > KEPT else []
     return found

@@ -10,6 +10,8 @@ from server.launch import fetch
 from server.metric_names import METRIC_BY_NAME, METRICS, PREFIX
 
 LINE = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})?\s+(?P<value>\S+)$")
+# Of a histogram's bucket.
+BOUND = re.compile(r'\ble="([^"]+)"')
 FETCH_SECONDS = 5.0
 # Of metrics that a load moves and that say something when they are added up.
 COUNTERS = tuple(metric.name for metric in METRICS if metric.kind == "counter")
@@ -43,6 +45,17 @@ def total(samples: Samples, name: str, suffix: str = "") -> float:
     """Of all series of one of our metrics, named without the prefix; a histogram has a `_sum` and a `_count`."""
     full = METRIC_BY_NAME[name].full_name + suffix
     return sum(value for series, value in samples.items() if series.partition("{")[0] == full)
+
+
+def bucket_rises(before: Samples, after: Samples, name: str) -> list[tuple[float, float]]:
+    """(upper bound, by how much the count of what lies within it grew) of one of our histograms, over all labels."""
+    full = METRIC_BY_NAME[name].full_name + "_bucket"
+    rises: dict[float, float] = {}
+    for series, value in after.items():
+        if series.partition("{")[0] == full and (bound := BOUND.search(series)):
+            place = float(bound[1])
+            rises[place] = rises.get(place, 0.0) + value - before.get(series, 0.0)
+    return sorted(rises.items())
 
 
 def grown(before: Samples, after: Samples) -> dict[str, float]:

@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
+from typing import TypeAlias
 
 from bench.serving import Address
 from bench.traffic.asking import Connections, Outcome, ask, built
 from bench.traffic.loops import Halt, closed_loop, open_loop, settle
 from bench.traffic.mix import NOTHING, Asked, Given, Mix
-from server.async_client import Message
 from server.errors import InvalidRequest, ServerError
+from server.protocol import Message
 
 # From when all processes are ready to when the first request is due.
 LEAD_SECONDS = 0.5
@@ -26,6 +27,8 @@ START_SECONDS = 120.0
 END_SECONDS = 10.0
 # Of a client whose connection broke, before it asks again.
 PAUSE_SECONDS = 0.1
+# A request, and the time of the monotonic clock at which it was to be sent.
+Due: TypeAlias = tuple[Asked, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +66,13 @@ class Sent:
     """What became of a load.
 
     Attributes:
+        unfinished: requests that were sent and have no outcome, since the load ended before, and when they were due.
         reason: why it ended early, if it did.
         cpu_seconds: of the sending processes, while they sent.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
+    unfinished: list[Due] = field(default_factory=list)
     reason: str | None = None
     cpu_seconds: float = 0.0
 
@@ -83,7 +88,10 @@ async def send_share(share: Share, halt: Halt, begin: Callable[[], float]) -> Se
         prepared = list(share.requests()) if share.times else []
         messages = {one.number: _built(connections, one) for one in prepared if one.ending == "answer"}
 
+        sent: dict[int, Due] = {}
+
         async def send(asked: Asked, intended: float) -> Outcome:
+            sent[asked.number] = asked, intended
             return await ask(connections, asked, intended, share.limit, messages.pop(asked.number, None))
 
         # It takes longer the more was prepared, and would make the first requests late.
@@ -96,7 +104,9 @@ async def send_share(share: Share, halt: Halt, begin: Callable[[], float]) -> Se
         else:
             watched = halt.watched(send, PAUSE_SECONDS)
             outcomes = await closed_loop(share.requests(), share.concurrency, watched, share.seconds, halt)
-        return Sent(outcomes, halt.reason, time.process_time() - cpu)
+        for outcome in outcomes:
+            sent.pop(outcome.asked.number, None)
+        return Sent(outcomes, list(sent.values()), halt.reason, time.process_time() - cpu)
 
 
 def _built(connections: Connections, asked: Asked) -> Message | None:
@@ -188,6 +198,7 @@ def _gathered(pipes: list[Connection], halt: Halt) -> Sent:
                 _tell(pipes, halt.reason)
         part: Sent = pipe.recv()
         sent.outcomes += part.outcomes
+        sent.unfinished += part.unfinished
         sent.reason = sent.reason or part.reason
         sent.cpu_seconds += part.cpu_seconds
     sent.outcomes.sort(key=lambda outcome: outcome.asked.number)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from bench.reporting.measures import Plot
-from bench.traffic.scrape import Samples, read_metrics, total
+from bench.traffic.scrape import Samples, bucket_rises, read_metrics, total
 from server.errors import ServerError
 
 Line = list[tuple[float, float]]
@@ -38,14 +39,23 @@ class Watched:
             for before, after in zip(self.readings, self.readings[1:], strict=False)
         ]
 
-    def rows_per_call(self, begun: float) -> Line:
-        """Mean rows of the UNet calls between two readings, where there were calls."""
-        line = []
+    def rows_per_call(self, begun: float) -> dict[str, Line]:
+        """Rows of the UNet calls between two readings, where there were calls.
+
+        Their mean, and the buckets of the server's histogram that its smallest and its largest call fell in: more rows
+        than `above`, and at most `up to`.
+        """
+        lines: dict[str, Line] = {"mean": [], "above": [], "up to": []}
         for (start, before), (_, after) in zip(self.readings, self.readings[1:], strict=False):
             calls = _rise(before, after, "rows_per_call", "_count")
-            if calls:
-                line.append((round(start - begun, 3), _rise(before, after, "rows_per_call", "_sum") / calls))
-        return line
+            if not calls:
+                continue
+            at = round(start - begun, 3)
+            lines["mean"].append((at, _rise(before, after, "rows_per_call", "_sum") / calls))
+            if rises := bucket_rises(before, after, "rows_per_call"):
+                lines["above"].append((at, max((rows for rows, rise in rises if not rise), default=0.0)))
+                lines["up to"].append((at, min((rows for rows, rise in rises if rise >= calls), default=math.inf)))
+        return {name: line for name, line in lines.items() if line}
 
     def plots(self, label: str, begun: float) -> list[Plot]:
         """Timelines of a load; none where nothing was read."""
@@ -53,9 +63,9 @@ class Watched:
             return []
         jobs = {name: self.gauges(name, begun) for name in ("waiting", "running")}
         answers = {"requests": self.rates("requests_total", begun), "images": self.rates("images_total", begun)}
-        rows = {"rows": self.rows_per_call(begun)}
+        rows, meaning = self.rows_per_call(begun), "rows, of the calls between two readings"
         return [
-            Plot(f"Rows per UNet call, by the server, at {label}", "timeline", "seconds", "rows", rows),
+            Plot(f"Rows per UNet call, by the server, at {label}", "timeline", "seconds", meaning, rows),
             Plot(f"Jobs in the server at {label}", "timeline", "seconds", "jobs", jobs),
             Plot(f"Answered by the server at {label}", "timeline", "seconds", "per second", answers),
         ]

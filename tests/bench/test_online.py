@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -236,7 +237,7 @@ def test_a_point_that_cannot_be_measured_leaves_those_before(tmp_path: Path) -> 
     assert found["failures"] == ["0.0001/s: no request comes in 0.3 s at 0.0001/s: give a longer --duration"]
 
 
-def test_answers_from_a_cache_are_counted(tmp_path: Path) -> None:
+def test_answers_from_a_cache_are_told(tmp_path: Path) -> None:
     def kept(request: object) -> object:
         answer = answered(request)
         metadata = {**json.loads(answer.raw_output_contents[1][4:]), "cached": True}
@@ -246,8 +247,28 @@ def test_answers_from_a_cache_are_counted(tmp_path: Path) -> None:
 
     result = tmp_path / "online.json"
     with OddTriton(kept) as server:
-        assert ended(server.url, "--json", str(result)) == 0
-    assert json.loads(result.read_text())["answered_from_cache"] == 40
+        assert ended(server.url, "--json", str(result)) == 1
+    found = json.loads(result.read_text())
+    assert (found["answered_from_cache"], found["partial"]) == (40, False)
+    assert "40 answers came from the server's response cache" in found["failures"][0]
+
+
+def test_a_load_that_is_sent_again_asks_for_other_pictures(tmp_path: Path) -> None:
+    """Or a server would have kept its answers; all else is the same, and no size is sent that it might not have."""
+    seen: list[dict[str, bytes]] = []
+
+    def noted(request: Any) -> object:
+        seen.append({one.name: data for one, data in zip(request.inputs, request.raw_input_contents, strict=True)})
+        return answered(request)
+
+    few = ["--warm-up", "0", "--repeats", "1", "--requests", "5", "--concurrency", "1"]
+    for _ in range(2):
+        with OddTriton(noted) as server:
+            assert main(["online", "--url", server.url, *few]) == 0
+    first, again = (sorted(part, key=lambda one: one["request_id"])[-5:] for part in (seen[:7], seen[7:]))
+    assert not {one["seed"] for one in first} & {one["seed"] for one in again}
+    assert [one["prompt"] for one in first] == [one["prompt"] for one in again]
+    assert not any("height" in one or "width" in one for one in seen)
 
 
 def test_several_processes_send_each_request_once(tmp_path: Path) -> None:
