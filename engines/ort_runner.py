@@ -185,8 +185,12 @@ def _open(path: Path, provider: str, settings: Settings, options: Any) -> Any:
     except Exception as error:  # bare pybind exceptions again
         if any(sign in str(error).lower() for sign in SIGNS_OF_DAMAGE):
             raise ArtefactError(f"{path} is damaged ({reason(error)}); run `python -m export` again") from error
-        raise ProviderError(f"{provider} cannot load {path}: {reason(error)}") from error
+        remedy = "; choose another with --provider" if PROVIDERS[provider].on_gpu else ""
+        raise ProviderError(f"{provider} cannot load {path}: {reason(error)}{remedy}") from error
     # A provider whose libraries are missing is left out with a line in the log, and the CPU takes over.
     if session.get_providers()[0] != PROVIDERS[provider].theirs:
-        raise ProviderError(f"{provider} is installed but does not start here; see that its CUDA libraries are found")
+        raise ProviderError(
+            f"{provider} is installed but does not start here; see that its CUDA libraries are found, or choose "
+            "another with --provider"
+        )
     return session

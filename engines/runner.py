@@ -12,8 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.component import Arrays, Component, PipelineSpec, TensorSpec, resolve
+from engines.driver import device_capability, tensorrt_version
 from engines.errors import ProviderError
-from engines.providers import DEFAULTS, OPENVINO, PREFERENCE, Settings
+from engines.providers import DEFAULTS, OPENVINO, PREFERENCE, PROVIDERS, Settings
 
 FAKE = "fake"
 
@@ -118,7 +119,7 @@ def available() -> tuple[str, ...]:
 
 
 def chosen_provider(name: str) -> str:
-    """The preferred of the available providers for `auto`, else the named one.
+    """The named provider; for `auto` the preferred one of those that have here what they need to start.
 
     Raises:
         ProviderError: it is unknown or not available here.
@@ -126,7 +127,14 @@ def chosen_provider(name: str) -> str:
     present = available()
     if name != "auto" and name not in present:
         raise ProviderError(f"provider {name!r} is not available here; choose auto or one of {', '.join(present)}")
-    return present[0] if name == "auto" else name
+    return next(filter(_may_start, present)) if name == "auto" else name
+
+
+def _may_start(name: str) -> bool:
+    """Whether a provider that is built in may also be used; ONNX Runtime built for GPUs has theirs on any machine."""
+    if name not in PROVIDERS or not PROVIDERS[name].on_gpu:
+        return True
+    return device_capability() is not None and (name != "tensorrt" or tensorrt_version() is not None)
 
 
 def open_runner(
@@ -138,7 +146,7 @@ def open_runner(
     """Load a component's exported file from `folder`.
 
     Args:
-        provider: `auto` takes the first that is available of `engines.providers.PREFERENCE`; else one of their names,
+        provider: `auto` takes the first that can start here of `engines.providers.PREFERENCE`; else one of their names,
             or `fake`.
 
     Raises:

@@ -178,7 +178,7 @@ def entry(options: Any, key: str) -> str:
 def test_a_provider_that_was_left_out_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ONNX Runtime goes on with the CPU when the libraries of CUDA are not found."""
     Opened(monkeypatch, running="CPUExecutionProvider")
-    with pytest.raises(ProviderError, match="cuda is installed but does not start here; see that its CUDA libraries"):
+    with pytest.raises(ProviderError, match=r"does not start here; .* libraries are found, or choose another with"):
         OrtRunner(PRODUCT, folder, "cuda")
 
 
@@ -324,6 +324,20 @@ def test_a_provider_that_cannot_load_a_good_file_is_a_provider_error(
     monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
     with pytest.raises(ProviderError, match=r"^cpu cannot load .*product\.onnx: no memory left$"):
         OrtRunner(PRODUCT, folder, "cpu")
+
+
+def test_a_gpus_provider_that_cannot_load_a_good_file_says_to_choose_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Opened(monkeypatch, running="TensorrtExecutionProvider")
+
+    def refuse(path: Path, options: Any, providers: Any) -> Any:
+        raise RuntimeError("libnvinfer.so.10: cannot open shared object file")
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(ProviderError, match=r"libnvinfer\.so\.10: cannot open .*; choose another with --provider$"):
+        OrtRunner(PRODUCT, folder, "tensorrt")
+    assert opened.paths == []
 
 
 def test_of_errors_that_led_to_one_another_the_cause_is_told() -> None:

@@ -11,7 +11,7 @@ from engines.catalog import Widths, components_of
 from engines.component import Component
 from engines.errors import ArtefactError, FeedError, ProviderError
 from engines.providers import DEFAULTS
-from engines.runner import FAKE, FakeRunner, available, open_runner
+from engines.runner import FAKE, FakeRunner, available, chosen_provider, open_runner
 
 WIDTHS = Widths(context_length=77, context_width=16, latent_channels=4, unet_channels=4, downscale=8)
 COMPONENTS = {
@@ -139,8 +139,25 @@ def test_openvino_by_itself_is_one_of_the_providers(
     assert available() == found
 
 
+@pytest.mark.parametrize(
+    ("gpu", "tensorrt", "taken"),
+    [((8, 9), "10.11.0.33", "tensorrt"), ((8, 9), None, "cuda"), (None, "10.11.0.33", "openvino")],
+    ids=["all is here", "no TensorRT", "no GPU"],
+)
+def test_auto_takes_the_first_provider_that_can_start(
+    monkeypatch: pytest.MonkeyPatch, gpu: tuple[int, int] | None, tensorrt: str | None, taken: str
+) -> None:
+    """What is built into ONNX Runtime says nothing about the machine."""
+    monkeypatch.setattr("engines.runner.available", lambda: ("tensorrt", "cuda", "openvino", "cpu"))
+    monkeypatch.setattr("engines.runner.device_capability", lambda: gpu)
+    monkeypatch.setattr("engines.runner.tensorrt_version", lambda: tensorrt)
+    assert chosen_provider("auto") == taken
+    assert chosen_provider("tensorrt") == "tensorrt"
+
+
 def test_auto_takes_the_preferred_provider(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     opened = []
+    monkeypatch.setattr("engines.runner.device_capability", lambda: (8, 9))
     monkeypatch.setattr("engines.runner.available", lambda: ("cuda", "cpu"))
     monkeypatch.setattr("engines.ort_runner.OrtRunner", lambda *arguments: opened.append(arguments))
     open_runner(UNET, tmp_path)
