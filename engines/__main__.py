@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engines.arguments import bounds, capability, component_rows, gigabytes, level, resolution
+from engines.profiles import TOKENS
 from engines.verify import add_arguments, main_verify
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def _add_build(made: argparse.ArgumentParser) -> None:
     made.add_argument("--rows", type=component_rows, action="append", default=[], metavar="[COMPONENT=]MIN:OPT:MAX",
                       help="rows of a call, for all components or one; repeat for more "
                            "(default: 1:8:16 for unet and controlnet, 1:2:8 for others)")  # fmt: skip
-    made.add_argument("--tokens", type=bounds, metavar="MIN:OPT:MAX", help="tokens of a prompt (default: 77:77:231)")
+    made.add_argument("--tokens", type=bounds, metavar="MIN:OPT:MAX", help=f"tokens of a prompt (default: {TOKENS})")
     made.add_argument("--compute-capability", type=capability, action="append", default=[], metavar="MAJOR.MINOR",
                       help="of the GPUs that the plans are for, such as 8.9; repeat for one plan for several "
                            "(default: the GPU at hand; with tensorrt_rtx, 8.0 and later)")  # fmt: skip
@@ -73,7 +74,6 @@ def order(options: argparse.Namespace) -> Order:
     from engines.build import Order
     from engines.component import PipelineSpec
     from engines.manifest import Options
-    from engines.profiles import TOKENS
 
     rows = dict(options.rows)
     everywhere = rows.pop("", None)

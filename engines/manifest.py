@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 from engines.component import PipelineSpec
 from engines.errors import PlanError
-from engines.profiles import Profile, ShapeRange
+from engines.profiles import Profile, ShapeRange, reach
 
 CompilerName: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 Capability: TypeAlias = tuple[int, int]
@@ -241,11 +241,14 @@ def plans(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER).glob("*.plan"))
 
 
-def find_plan(folder: Path, component: str, resolution: tuple[int, int], machine: Machine) -> tuple[Path, Manifest]:
+def find_plan(
+    folder: Path, component: str, resolution: tuple[int, int], machine: Machine, *, to_run: bool = True
+) -> tuple[Path, Manifest]:
     """The plan of a component that may be used on a machine, the one with the most rows if there are several.
 
     Args:
         resolution: (height, width) in pixels; a plan of a component that is the same for all serves any.
+        to_run: whether its bytes are checked, which takes as long as reading them.
 
     Raises:
         PlanError: there is none; where all were refused, why the last was.
@@ -262,13 +265,16 @@ def find_plan(folder: Path, component: str, resolution: tuple[int, int], machine
         try:
             manifest = Manifest.read(plan.with_suffix(".json"))
             if manifest.recipe.component == component and manifest.recipe.resolution in (None, resolution):
-                check(manifest, plan, machine)
+                if to_run:
+                    check_bytes(manifest, plan)
+                check_source(manifest.recipe, plan)
+                check_machine(manifest.recipe, plan, machine)
                 fitting.append((plan, manifest))
         except PlanError as error:
             refusal = error
     if not fitting:
         raise refusal
-    return max(fitting, key=lambda found: max(shape.maximum[0] for shape in found[1].profile.values()))
+    return max(fitting, key=lambda found: reach(found[1].profile))
 
 
 def _recipe(content: dict[str, Any]) -> Recipe:

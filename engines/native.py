@@ -14,8 +14,16 @@ from typing import Any
 
 from engines.component import Component, PipelineSpec, TensorSpec
 from engines.errors import ArtefactError, PlanError
-from engines.manifest import FOLDER, Manifest, check, check_weights, dotted, is_stale, plans
-from engines.profiles import Profile, component_profile, default_rows, depends_on_resolution, latent_sides
+from engines.manifest import FOLDER, Capability, Manifest, check, check_weights, dotted, is_stale, plans
+from engines.profiles import (
+    Profile,
+    compiled_resolutions,
+    component_profile,
+    default_rows,
+    depends_on_resolution,
+    latent_sides,
+    reach,
+)
 from engines.providers import PROVIDERS, Settings
 
 DATA_TYPES = {"float32": "TYPE_FP32", "int32": "TYPE_INT32", "int64": "TYPE_INT64", "float16": "TYPE_FP16"}
@@ -59,10 +67,9 @@ def onnxruntime_model(
     component: Component, spec: PipelineSpec, folder: Path, settings: Settings, *, on_gpu: bool
 ) -> NativeModel:
     """An exported file in Triton's ONNX Runtime backend; it serves every resolution."""
-    latents = [latent_sides(resolution, spec.downscale) for resolution in spec.resolutions]
-    profiles = [component_profile(component, latent, default_rows(component.name)) for latent in latents]
-    if not depends_on_resolution(component):
-        profiles = profiles[:1]
+    latents = [latent_sides(resolution, spec.downscale) for resolution in compiled_resolutions(component, spec)]
+    rows = default_rows(component.name)
+    profiles = settings.profiles or [component_profile(component, latent, rows) for latent in latents]
     compiled = replace(settings, profiles=tuple(profiles))
     config = {
         **_identity(component.name, "onnxruntime", "onnxruntime_onnx", component.file),
@@ -83,20 +90,8 @@ def tensorrt_models(component: Component, spec: PipelineSpec, folder: Path, sett
     Raises:
         PlanError: a resolution has no plan by TensorRT, or a plan is stale or damaged.
     """
-    found = [
-        Manifest.read(plan.with_suffix(".json")) for plan in plans(folder) if plan.name.startswith(f"{component.name}-")
-    ]
-    # What an earlier export left has a successor, or is missed below.
-    ours = [m for m in found if m.recipe.compiler == "tensorrt" and not is_stale(m.recipe, spec)]
-    resolutions = spec.resolutions if depends_on_resolution(component) else (None,)
     models = []
-    for resolution in resolutions:
-        fitting = [manifest for manifest in ours if manifest.recipe.resolution == resolution]
-        if not fitting:
-            raise PlanError(
-                f"{folder} has no TensorRT plan of {model_name(component.name, resolution)}; build it with "
-                f"`python -m engines build {folder} --compiler tensorrt`"
-            )
+    for fitting in _manifests(component, spec, folder):
         for manifest in fitting:
             plan = folder / FOLDER / f"{manifest.recipe.stem}.plan"
             check(manifest, plan)
@@ -105,12 +100,46 @@ def tensorrt_models(component: Component, spec: PipelineSpec, folder: Path, sett
     return models
 
 
+def tensorrt_profiles(component: Component, spec: PipelineSpec, folder: Path) -> list[Profile]:
+    """The profiles of the plans that these models have, of every resolution and kind of GPU.
+
+    Raises:
+        PlanError: a resolution has no plan by TensorRT.
+    """
+    every = _manifests(component, spec, folder)
+    return [chosen.profile for fitting in every for chosen in _by_capability(fitting).values()]
+
+
+def _manifests(component: Component, spec: PipelineSpec, folder: Path) -> list[list[Manifest]]:
+    """Those of a component's plans by TensorRT, for each resolution; raises PlanError where one has none."""
+    found = [
+        Manifest.read(plan.with_suffix(".json")) for plan in plans(folder) if plan.name.startswith(f"{component.name}-")
+    ]
+    # What an earlier export left has a successor, or is missed below.
+    ours = [m for m in found if m.recipe.compiler == "tensorrt" and not is_stale(m.recipe, spec)]
+    every = []
+    for resolution in spec.resolutions if depends_on_resolution(component) else (None,):
+        fitting = [manifest for manifest in ours if manifest.recipe.resolution == resolution]
+        if not fitting:
+            raise PlanError(
+                f"{folder} has no TensorRT plan of {model_name(component.name, resolution)}; build it with "
+                f"`python -m engines build {folder} --compiler tensorrt`"
+            )
+        every.append(fitting)
+    return every
+
+
+def _by_capability(manifests: Sequence[Manifest]) -> dict[Capability, Manifest]:
+    """Of several for one kind of GPU the one with the most rows."""
+    return {capability: m for m in sorted(manifests, key=_reach) for capability in m.recipe.capabilities}
+
+
 def _tensorrt_model(component: Component, manifests: Sequence[Manifest], settings: Settings) -> tuple[str, str]:
     """Name and configuration of the model of these plans, which differ in their compute capability."""
-    # Of several for one kind of GPU the one with the most rows; all kinds are warmed up with what each can take.
-    chosen = {capability: m for m in sorted(manifests, key=_most_rows) for capability in m.recipe.capabilities}
+    # All kinds of GPU are warmed up with what each can take.
+    chosen = _by_capability(manifests)
     files = {dotted(capability): f"{m.recipe.stem}.plan" for capability, m in chosen.items()}
-    least = min(chosen.values(), key=_most_rows)
+    least = min(chosen.values(), key=_reach)
     recipe, profile = least.recipe, least.profile
     name = model_name(component.name, recipe.resolution)
     recorded = _recorded(profile)
@@ -135,8 +164,8 @@ def _tensorrt_model(component: Component, manifests: Sequence[Manifest], setting
     return name, pbtxt(config)
 
 
-def _most_rows(manifest: Manifest) -> int:
-    return max(shapes.maximum[0] for shapes in manifest.profile.values())
+def _reach(manifest: Manifest) -> tuple[int, int]:
+    return reach(manifest.profile)
 
 
 def _recorded(profile: Profile) -> list[int]:

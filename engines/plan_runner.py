@@ -13,8 +13,15 @@ from engines.driver import this_machine
 from engines.errors import FeedError
 from engines.manifest import find_plan
 from engines.ort_runner import OrtRunner
-from engines.profiles import Profile, depends_on_resolution, latent_sides
+from engines.profiles import Profile, compiled_resolutions, latent_sides
 from engines.providers import DEFAULTS, Settings
+
+
+def plan_profiles(component: Component, spec: PipelineSpec, folder: Path, provider: str) -> list[Profile]:
+    """The profiles of the plans that a `PlanRunner` has, without opening one; raises what it raises."""
+    machine = this_machine(provider)
+    every = compiled_resolutions(component, spec)
+    return [find_plan(folder, component.name, r, machine, to_run=False)[1].profile for r in every]
 
 
 class PlanRunner:
@@ -36,8 +43,7 @@ class PlanRunner:
         self.component = component
         self.provider: str = machine.compiler
         self._plans: dict[tuple[int, int] | None, tuple[OrtRunner, Profile]] = {}
-        every = spec.resolutions if depends_on_resolution(component) else spec.resolutions[:1]
-        for resolution in every:
+        for resolution in compiled_resolutions(component, spec):
             plan, manifest = find_plan(folder, component.name, resolution, machine)
             latent = latent_sides(resolution, spec.downscale) if manifest.recipe.resolution else None
             self._plans[latent] = OrtRunner(component, folder, self.provider, settings, plan=plan), manifest.profile
@@ -53,6 +59,6 @@ class PlanRunner:
             if not all(least <= size <= most for least, size, most in ends):
                 raise FeedError(
                     f"input {name!r} of {self.component.name} has shape {list(feeds[name].shape)}, its plan takes "
-                    f"{shapes}; build one with other --rows, or lower --max-rows"
+                    f"{shapes}; build one with other --rows or --tokens, or send less at once"
                 )
         return runner.infer(feeds)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import astuple, dataclass
+from math import prod
 from typing import TypeAlias
 
 from engines.catalog import SIDE_MULTIPLE
-from engines.component import Component, TensorSpec, resolve, scaled_symbol
+from engines.component import Component, PipelineSpec, TensorSpec, resolve, scaled_symbol
 from engines.errors import BuildError
 
 SIDES = ("height", "width")
@@ -40,8 +41,10 @@ class Bounds:
 Rows: TypeAlias = Bounds
 Tokens: TypeAlias = Bounds
 
-# One chunk of a prompt is usual, three are common with long prompts.
-TOKENS = Tokens(77, 77, 231)
+# Of one prompt. More than it has chunks no server sends, and none has fewer tokens than one.
+MAX_CHUNKS = 8
+CHUNK_TOKENS = 77
+TOKENS = Tokens(CHUNK_TOKENS, CHUNK_TOKENS, MAX_CHUNKS * CHUNK_TOKENS)
 # Networks that run at every step see many rows, the others a picture or a few.
 EVERY_STEP = ("unet", "controlnet")
 EVERY_STEP_ROWS = Rows(1, 8, 16)
@@ -77,6 +80,30 @@ def symbols(component: Component) -> set[str]:
 def depends_on_resolution(component: Component) -> bool:
     """Whether another resolution means other shapes; a text encoder's are always the same."""
     return bool(symbols(component) & set(SIDES))
+
+
+def compiled_resolutions(component: Component, spec: PipelineSpec) -> tuple[tuple[int, int], ...]:
+    """Those of an export that a component is compiled for one by one; the first where they make no difference."""
+    return spec.resolutions if depends_on_resolution(component) else spec.resolutions[:1]
+
+
+def reach(profile: Profile) -> tuple[int, int]:
+    """The most rows of a profile and then the most values: of two, the larger one takes more."""
+    largest = [shapes.maximum for shapes in profile.values()]
+    return max(shape[0] for shape in largest), sum(map(prod, largest))
+
+
+def common_sizes(component: Component, profiles: Iterable[Profile]) -> dict[str, tuple[int, int]]:
+    """The fewest and the most rows, and tokens, that all of some profiles of a component take; none without any."""
+    found: dict[str, tuple[int, int]] = {}
+    for profile in profiles:
+        for spec in component.inputs:
+            shapes = profile[spec.name]
+            for dim, least, most in zip(spec.shape, shapes.minimum, shapes.maximum, strict=True):
+                if dim in ("rows", "tokens"):
+                    before = found.get(str(dim), (least, most))
+                    found[str(dim)] = max(before[0], least), min(before[1], most)
+    return found
 
 
 def latent_sides(resolution: tuple[int, int], downscale: int) -> tuple[int, int]:

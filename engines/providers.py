@@ -202,6 +202,8 @@ PROVIDERS: Mapping[str, Provider] = {
 }
 # OpenVINO by itself, without ONNX Runtime around it: any x86 or ARM CPU.
 OPENVINO = "openvino"
+# Those that compile a component for the shapes of its profiles.
+COMPILING = ("tensorrt", "tensorrt_rtx")
 PREFERENCE = ("tensorrt", "tensorrt_rtx", "cuda", OPENVINO, "openvino_ep", "cpu")
 
 

@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from engines.profiles import MAX_CHUNKS
 from server.prompt import Fragment
 
-MAX_CHUNKS = 8
 COMMA_REACH = 20
 
 

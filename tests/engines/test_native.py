@@ -10,9 +10,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from engines.component import PipelineSpec, file_sha256
+from engines.component import PipelineSpec
 from engines.errors import ArtefactError, PlanError
-from engines.manifest import Manifest, Options, Recipe
+from engines.manifest import Manifest, Options
 from engines.native import (
     NativeModel,
     Word,
@@ -21,13 +21,14 @@ from engines.native import (
     pbtxt,
     resolution_models,
     tensorrt_models,
+    tensorrt_profiles,
 )
-from engines.profiles import Rows, component_profile, depends_on_resolution, latent_sides
+from engines.profiles import Rows, Tokens, common_sizes, component_profile, depends_on_resolution
 from engines.providers import DEFAULTS, Settings
+from tests.made_up_plans import write_plan
 
 COMPONENTS = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
 TYPES = {"int32": "TYPE_INT32", "float32": "TYPE_FP32"}
-ROWS, PLAIN = Rows(1, 4, 12), Options()
 
 
 def parsed(model: NativeModel) -> Any:
@@ -123,51 +124,6 @@ def built(tmp_path: Path, fake_export: Path) -> Path:
             for capability in ((8, 9), (9, 0)):
                 write_plan(tmp_path, spec, name, resolution, capability)
     return tmp_path
-
-
-def write_plan(
-    folder: Path,
-    spec: PipelineSpec,
-    name: str,
-    resolution: tuple[int, int] | None,
-    capability: tuple[int, int],
-    *,
-    rows: Rows = ROWS,
-    options: Options = PLAIN,
-) -> None:
-    component = spec.component(name)
-    latent = latent_sides(resolution or spec.resolutions[0], spec.downscale)
-    recipe = Recipe(
-        component=name,
-        onnx_sha256=component.sha256,
-        fingerprint=spec.fingerprint,
-        export_key=spec.key,
-        precision="fp16",
-        resolution=resolution,
-        profile=component_profile(component, latent, rows),
-        compiler="tensorrt",
-        version="11.4.0",
-        capabilities=(capability,),
-        options=options,
-    )
-    plan = folder / "plans" / f"{recipe.stem}.plan"
-    plan.write_bytes(recipe.key.encode())
-    state = plan.stat()
-    manifest = Manifest(
-        recipe=recipe,
-        key=recipe.key,
-        sha256=file_sha256(plan),
-        size=state.st_size,
-        modified_ns=state.st_mtime_ns,
-        profile=recipe.profile,
-        level=3,
-        concessions=(),
-        layers={},
-        seconds=1.0,
-        peak_bytes=1,
-        made="2026-01-01T00:00:00Z",
-    )
-    plan.with_suffix(".json").write_text(manifest.to_json())
 
 
 @pytest.mark.parametrize("graphs", [False, True])
@@ -293,3 +249,22 @@ def test_a_plan_without_its_weights_is_refused(built: Path) -> None:
     write_plan(built, spec, "unet", (64, 64), (12, 0), options=Options(stripped=True))
     with pytest.raises(PlanError, match=r"was built with --strip, and neither .*build it with .* without --strip"):
         tensorrt_models(spec.component("unet"), spec, built, DEFAULTS)
+
+
+def test_of_plans_with_as_many_rows_the_one_for_longer_prompts_is_served(built: Path) -> None:
+    spec = PipelineSpec.read(built)
+    unet = spec.component("unet")
+    taken = common_sizes(unet, tensorrt_profiles(unet, spec, built))
+    assert taken == {"rows": (1, 12), "tokens": (77, 616)}
+    for tokens in (Tokens(77, 77, 77), Tokens(77, 77, 231), Tokens(77, 154, 231)):
+        write_plan(built, spec, "unet", (64, 64), (8, 9), tokens=tokens)
+    assert common_sizes(unet, tensorrt_profiles(unet, spec, built)) == taken
+
+
+def test_an_exported_file_on_a_gpu_is_compiled_for_the_deployments_rows(fake_export: Path) -> None:
+    spec = PipelineSpec.read(fake_export)
+    unet = spec.component("unet")
+    profile = component_profile(unet, (8, 8), Rows(1, 8, 24))
+    made = onnxruntime_model(unet, spec, fake_export, Settings(profiles=(profile,)), on_gpu=True)
+    tensorrt, _ = parsed(made).optimization.execution_accelerators.gpu_execution_accelerator
+    assert parameters(tensorrt.parameters)["trt_profile_max_shapes"].startswith("sample:24x4x8x8,")

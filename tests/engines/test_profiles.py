@@ -5,14 +5,17 @@ import pytest
 from engines.component import Component, TensorSpec
 from engines.errors import BuildError
 from engines.profiles import (
+    TOKENS,
     Bounds,
     Rows,
     ShapeRange,
     Tokens,
+    common_sizes,
     component_profile,
     default_rows,
     depends_on_resolution,
     latent_sides,
+    reach,
 )
 from tests.toy_export import TENSORS
 
@@ -64,6 +67,29 @@ def test_an_impossible_resolution_is_refused_with_the_multiple(resolution: tuple
 def test_a_latent_is_smaller_by_the_checkpoints_factor() -> None:
     assert latent_sides((512, 768), 8) == (64, 96)
     assert latent_sides((512, 768), 4) == (128, 192)
+
+
+def test_plans_take_as_many_tokens_as_a_server_sends() -> None:
+    assert str(TOKENS) == "77:77:616"
+    assert component_profile(UNET, (64, 64), Rows(1, 1, 1))["encoder_hidden_states"].maximum == (1, 616, 8)
+
+
+def test_several_profiles_have_in_common_what_each_takes() -> None:
+    profiles = [
+        component_profile(UNET, (64, 64), Rows(1, 8, 16)),
+        component_profile(UNET, (96, 96), Rows(2, 4, 8), Tokens(77, 77, 231)),
+    ]
+    assert common_sizes(UNET, profiles) == {"rows": (2, 8), "tokens": (77, 231)}
+    assert common_sizes(UNET, []) == {}
+    assert list(common_sizes(TEXT_ENCODER, [component_profile(TEXT_ENCODER, (64, 64), Rows(1, 2, 8))])) == ["rows"]
+
+
+def test_of_plans_with_as_many_rows_the_one_with_more_tokens_reaches_further() -> None:
+    few, many, long = (
+        component_profile(UNET, (64, 64), Rows(1, 1, rows), Tokens(77, 77, tokens))
+        for rows, tokens in ((8, 616), (16, 231), (16, 616))
+    )
+    assert reach(few) < reach(many) < reach(long)
 
 
 def test_networks_of_every_step_take_more_rows() -> None:
