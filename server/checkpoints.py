@@ -9,9 +9,10 @@ from typing import TypeAlias
 from engines.component import Component, PipelineSpec
 from engines.native import resolution_models
 from engines.runner import Runner, SerialRunner
+from server.compiled import Sizes, compiled_sizes
 from server.config import ServerConfig
 from server.pipeline import Pipeline, open_component, open_pipeline
-from server.placement import Placed, placed_components
+from server.placement import Placed, placed_components, sharing_key
 from server.request import Limits
 
 
@@ -55,7 +56,7 @@ Remote: TypeAlias = Callable[[Component, str, Mapping[tuple[int, int], str]], Ru
 
 
 def open_checkpoints(config: ServerConfig, remote: Remote | None = None) -> Checkpoints:
-    """Load all checkpoints of a deployment. Components whose files are equal are loaded once.
+    """Load all checkpoints of a deployment. What `sharing_key` finds the same is loaded once.
 
     Args:
         remote: makes the runner of a component that is placed in Triton, given the name of its model, or those of its
@@ -66,12 +67,13 @@ def open_checkpoints(config: ServerConfig, remote: Remote | None = None) -> Chec
         ScheduleError: a checkpoint's schedule is not supported.
     """
     placed = placed_components(config) if remote is not None else {}
-    loaded: dict[tuple[str, str], Runner] = {}
+    loaded: dict[tuple[object, ...], Runner] = {}
+    sizes: dict[tuple[object, ...], Sizes] = {}
     weights: dict[tuple[str, str], int] = {}
 
     def pipeline(name: str, own: ServerConfig) -> Pipeline:
         def open_one(component: Component, own: ServerConfig, spec: PipelineSpec) -> Runner:
-            key = component.name, component.sha256 or name
+            key = sharing_key(component, own, spec, name)
             if key not in loaded:
                 weights[name, component.name] = component.size(own.model)
                 place = placed.get((name, component.name))
@@ -83,7 +85,14 @@ def open_checkpoints(config: ServerConfig, remote: Remote | None = None) -> Chec
                 loaded[key] = runner if component.name == "unet" else SerialRunner(runner)
             return loaded[key]
 
-        return open_pipeline(own, open_one, name)
+        def measure(component: Component, own: ServerConfig, spec: PipelineSpec) -> Sizes:
+            # What is shared is compiled as the first one's.
+            key = sharing_key(component, own, spec, name)
+            if key not in sizes:
+                sizes[key] = compiled_sizes(component, own, spec)
+            return sizes[key]
+
+        return open_pipeline(own, open_one, name, measure)
 
     return Checkpoints([pipeline(name, own) for name, own in config.checkpoints().items()], weights)
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 from engines.component import Component, PipelineSpec
 from engines.driver import device_capability
-from engines.profiles import Rows, component_profile, depends_on_resolution, latent_sides
+from engines.profiles import EVERY_STEP, Rows, compiled_resolutions, component_profile, default_rows, latent_sides
 from engines.providers import Settings, default_cache
 from server.errors import StartupError
 
@@ -94,6 +94,12 @@ class ServerConfig:
         place: Placement = getattr(self, component)
         return place
 
+    @property
+    def unet_rows(self) -> tuple[int, int]:
+        """The fewest and the most rows of a UNet call, padding included."""
+        fitting = [size for size in self.batch_sizes if size >= self.max_rows]
+        return min(self.batch_sizes, default=1), min(fitting, default=self.max_rows)
+
     def checkpoints(self) -> dict[str, ServerConfig]:
         """The deployment of each checkpoint alone, by its name, the default one first.
 
@@ -109,8 +115,9 @@ class ServerConfig:
 
     def settings(self, component: Component, spec: PipelineSpec) -> Settings:
         """How a component is run here; a GPU that compiles it is told the shapes that will come."""
-        resolutions = spec.resolutions if depends_on_resolution(component) else spec.resolutions[:1]
-        rows = Rows(1, min(8, self.max_rows), self.max_rows)
+        rows = default_rows(component.name)
+        if component.name in EVERY_STEP:
+            rows = Rows(1, min(rows.optimum, self.unet_rows[1]), self.unet_rows[1])
         return Settings(
             threads=self.unet_threads if component.name == "unet" else self.component_threads,
             pinned=self.pinned and component.name == "unet",
@@ -119,7 +126,7 @@ class ServerConfig:
             cuda_graphs=self.cuda_graphs,
             profiles=tuple(
                 component_profile(component, latent_sides(resolution, spec.downscale), rows)
-                for resolution in (resolutions if device_capability() else ())
+                for resolution in (compiled_resolutions(component, spec) if device_capability() else ())
             ),
         )
 

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from server.errors import ServerError
+from engines.errors import FeedError
+from server.errors import InvalidRequest, ServerError
 from server.job import FINAL, Batch, Bucket, Job, JobStatus
 from server.pipeline import Pipeline
 from server.reply import Reply
@@ -163,12 +164,16 @@ class DenoiseLoop:
             broken = made.broken
         except Exception as error:  # the loop must survive whatever a runner raises
             logger.exception("a UNet call of %d rows failed", batch.size)
-            self._suspect(batch, batch.jobs, f"the UNet call failed: {error}")
-            self._count_failure()
+            if isinstance(error, FeedError):  # what was asked does not fit the UNet, which was not called at all
+                self._suspect(batch, batch.jobs, InvalidRequest(f"the UNet does not take this request: {error}"))
+            else:
+                self._suspect(batch, batch.jobs, ServerError(f"the UNet call failed: {error}"))
+                self._count_failure()
             return True
         self._failures = 0
         if broken:
-            self._suspect(batch, broken, "the UNet's output is not finite: it overflowed; try other settings")
+            overflow = ServerError("the UNet's output is not finite: it overflowed; try other settings")
+            self._suspect(batch, broken, overflow)
         healthy = [job for job in batch.jobs if job not in broken]
         for job in healthy:
             job.suspect = False
@@ -250,7 +255,7 @@ class DenoiseLoop:
         if self._failures >= FAILURES_IN_A_ROW:
             self._watcher.broke()
 
-    def _suspect(self, batch: Batch, jobs: Sequence[Job], reason: str) -> None:
+    def _suspect(self, batch: Batch, jobs: Sequence[Job], error: ServerError) -> None:
         """Try each job of a failed call once more without others; who then fails alone is at fault."""
         at_fault = [job for job in jobs if job.suspect and len(batch.jobs) == 1]
         self._watcher.failed(jobs, retried=not at_fault)
@@ -259,7 +264,7 @@ class DenoiseLoop:
             job.suspect = True
         for job in at_fault:
             self._end(job, JobStatus.FAILED)
-            job.reply.fail(ServerError(reason))
+            job.reply.fail(error)
             self._give_up(job.reply)
         if not at_fault:
             self._scheduler.isolate(job for job in jobs if job.status not in FINAL)

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from engines.component import Component, PipelineSpec
 from engines.runner import FAKE, FakeRunner, Runner, open_plans, open_runner
+from server.compiled import Sizes, compiled_sizes
 from server.conditioning import Text
 from server.config import COMPONENTS, REQUIRED, ServerConfig
 from server.depth import estimator_input
@@ -31,7 +32,7 @@ from server.tiling import Tiling, tiled_decode, tiled_encode
 from server.tokenizer import PromptTokenizer
 
 TABLES_KEPT = 256
-# Larger than any picture.
+# More than any picture has pixels in a row, or a call rows.
 WHOLE = 2**20
 MAX_STEPS = 500
 Array: TypeAlias = npt.NDArray[np.float32]
@@ -60,12 +61,19 @@ class Pipeline:
         runners: by component; one for each of `COMPONENTS` that was exported.
         name: in this server; by default the folder's.
         tile: side in pixels; larger pictures are decoded and encoded in tiles of that side, never if 0.
+        sizes: by component, what those that are compiled take.
 
     `embed` and `denoise` may each be called from one thread at a time, the others from any.
     """
 
     def __init__(
-        self, spec: PipelineSpec, folder: Path, runners: Mapping[str, Runner], name: str = "", tile: int = 0
+        self,
+        spec: PipelineSpec,
+        folder: Path,
+        runners: Mapping[str, Runner],
+        name: str = "",
+        tile: int = 0,
+        sizes: Mapping[str, Sizes] | None = None,
     ) -> None:
         self.spec = spec
         self.name = name or folder.name
@@ -75,7 +83,11 @@ class Pipeline:
         )
         self.runners = dict(runners)
         tokenizer = PromptTokenizer(folder / spec.tokenizer, spec.context_length)
-        self._prompts = PromptEncoder(self.runners["text_encoder"], tokenizer)
+        sizes = sizes or {}
+        most = {name: taken["rows"][1] for name, taken in sizes.items() if "rows" in taken}
+        tokens = sizes.get("unet", {}).get("tokens")
+        self._prompts = PromptEncoder(self.runners["text_encoder"], tokenizer, most.get("text_encoder", 0), tokens)
+        self._decoder_rows = most.get("vae_decoder", WHOLE)
         self._table = lru_cache(TABLES_KEPT)(sampler_table)
         side = (tile or WHOLE) // spec.downscale
         self._tiling = Tiling((side, side))
@@ -152,7 +164,9 @@ class Pipeline:
         return max(shape[-2:]) <= downscale * self._tiling.tile[0]
 
     def _decode(self, latents: Array) -> Array:
-        image: Array = self.runners["vae_decoder"].infer({"latent": latents})["image"]
+        infer, rows = self.runners["vae_decoder"].infer, self._decoder_rows
+        parts = [infer({"latent": latents[i : i + rows]})["image"] for i in range(0, len(latents), rows)]
+        image: Array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return image
 
     def encode(self, pictures: Array) -> Array:
@@ -188,20 +202,30 @@ def open_component(component: Component, config: ServerConfig, spec: PipelineSpe
 
 # Makes a component's runner.
 Open: TypeAlias = Callable[[Component, ServerConfig, PipelineSpec], Runner]
+# Tells what it takes.
+Measure: TypeAlias = Callable[[Component, ServerConfig, PipelineSpec], Sizes]
 
 
-def open_pipeline(config: ServerConfig, open_one: Open = open_component, name: str = "") -> Pipeline:
+def open_pipeline(
+    config: ServerConfig, open_one: Open = open_component, name: str = "", measure: Measure = compiled_sizes
+) -> Pipeline:
     """Load an export folder.
 
     Args:
         open_one: makes the runner of a component.
         name: of the checkpoint in this server.
+        measure: tells what a component takes that is compiled.
 
     Raises:
         EngineError: a file is missing or damaged, or the provider is not available.
-        ScheduleError: the checkpoint's schedule is not supported.
+        StartupError: the checkpoint's schedule is not supported, or calls may have rows that a component does not take.
     """
     spec = PipelineSpec.read(config.model)
     names = [name for i, name in enumerate(COMPONENTS) if i < REQUIRED or name in spec.components]
+    sizes = {name: measure(spec.component(name), config, spec) for name in names}
     runners = {name: open_one(spec.component(name), config, spec) for name in names}
-    return Pipeline(spec, config.model, runners, name, config.vae_tile)
+    # What is compiled for every resolution takes tiles of no other size.
+    tile = config.vae_tile
+    if sizes["vae_decoder"] and (tile, tile) not in spec.resolutions:
+        tile = 0
+    return Pipeline(spec, config.model, runners, name, tile, sizes)

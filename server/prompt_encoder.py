@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from engines.profiles import MAX_CHUNKS
 from engines.runner import Runner
-from server.chunks import MAX_CHUNKS, Chunked, chunk
+from server.chunks import Chunked, chunk
 from server.conditioning import Array, Text, fragments
 from server.emphasis import Mode, weigh
 from server.errors import InvalidRequest
@@ -20,7 +21,7 @@ EMBEDDINGS_KEPT = 512
 BYTES_KEPT = 256 << 20
 # Of all texts of a request, filled up to the longest one.
 CHUNKS_PER_REQUEST = 96
-# Of one call of the text encoder.
+# Of one call of the text encoder, at most.
 ROWS = 32
 # ComfyUI does not cut fragments of fewer tokens in two.
 COMFY_WHOLE = 8
@@ -51,15 +52,21 @@ class PromptEncoder:
     Args:
         runner: of the text encoder.
         tokenizer: of the checkpoint.
+        rows: of a call, at most; 0 leaves it to us.
+        tokens: the fewest and the most of an embedding that the UNet takes; None takes any.
 
     Attributes:
         hits, misses: texts that were found encoded, and that were not.
     """
 
-    def __init__(self, runner: Runner, tokenizer: PromptTokenizer) -> None:
+    def __init__(
+        self, runner: Runner, tokenizer: PromptTokenizer, rows: int = 0, tokens: tuple[int, int] | None = None
+    ) -> None:
         self.hits = self.misses = 0
         self._runner = runner
         self._tokenizer = tokenizer
+        self._rows = min(rows or ROWS, ROWS)
+        self._tokens = tokens
         self._kept: OrderedDict[Text, Embedding] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
@@ -68,11 +75,12 @@ class PromptEncoder:
         """Encode texts, each once; all as long as the longest, filled up with the empty text.
 
         Raises:
-            InvalidRequest: they are too many and too long.
+            InvalidRequest: they are too many and too long, or longer than the UNet takes.
         """
         self._check_size(texts)
         found = self._encoded(texts)
         longest = max(embedding.chunks for embedding in found.values())
+        self._check_tokens(longest)
         short = [text for text, embedding in found.items() if embedding.chunks < longest]
         if not short:
             return found
@@ -116,14 +124,24 @@ class PromptEncoder:
                 f"{CHUNKS_PER_REQUEST} chunks in all: use fewer [a|b] and [a:b:0.4], or shorter prompts"
             )
 
+    def _check_tokens(self, chunks: int) -> None:
+        length = self._tokenizer.length
+        least, most = self._tokens or (0, chunks * length)
+        if not least <= chunks * length <= most:
+            raise InvalidRequest(
+                f"the longest prompt has {chunks} chunks of {length} tokens, and this server's UNet is compiled for "
+                f"{least} to {most} tokens: send {-(-least // length)} to {most // length} chunks, or build its plans "
+                f"with --tokens {length}:{length}:{MAX_CHUNKS * length}"
+            )
+
     def _run(self, texts: Sequence[Text]) -> dict[Text, Embedding]:
         """All chunks of all texts through the text encoder, so many at a time."""
         chunked = {text: self._chunks(text) for text in texts}
         ids = [part.ids for found in chunked.values() for part in found.chunks]
         skips = [text.clip_skip for text, found in chunked.items() for _ in found.chunks]
         parts = []
-        for first in range(0, len(ids), ROWS):
-            some = slice(first, first + ROWS)
+        for first in range(0, len(ids), self._rows):
+            some = slice(first, first + self._rows)
             feeds = {"input_ids": np.stack(ids[some]), "clip_skip": np.array(skips[some], np.int32)}
             parts.append(self._runner.infer(feeds)["last_hidden_state"])
         rows = np.concatenate(parts)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from engines.errors import FeedError
 from server.admission import Admission, Cost
 from server.checkpoints import Checkpoints
 from server.conditioning import Text
@@ -234,6 +235,8 @@ class Service:
                 self._begin(reply)
             except (InvalidRequest, Overloaded) as error:
                 reply.fail(error)
+            except FeedError as error:
+                reply.fail(InvalidRequest(f"the prompt or a picture does not fit: {error}"))
             except Exception as error:  # whatever a runner raises; this client must be answered
                 logger.exception("admission failed", extra={"request_id": reply.request.request_id})
                 reply.fail(ServerError(f"encoding the prompt or a picture failed: {error}"))

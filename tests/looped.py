@@ -33,6 +33,7 @@ class FaultyUnet:
 
     Attributes:
         fault: asked before each call.
+        error: what it raises then.
         now: seconds.
         numbers: the jobs of each call.
         rows: of each call, padding included.
@@ -43,6 +44,7 @@ class FaultyUnet:
 
     def __init__(self) -> None:
         self.fault: Fault = lambda numbers: False
+        self.error: Exception = ProviderError("out of memory")
         self.now = 100.0
         self.numbers: list[frozenset[int]] = []
         self.rows: list[int] = []
@@ -60,7 +62,7 @@ class FaultyUnet:
         self.rows.append(len(contexts))
         fault = self.fault(numbers)
         if fault is True:
-            raise ProviderError("out of memory")
+            raise self.error
         level = (feeds["timestep"] / np.float32(1000)).reshape(-1, 1, 1, 1)
         said = (contexts / (1 + np.abs(contexts))).reshape(-1, 1, 1, 1)
         drive = feeds["sample"] * np.float32(1.5) + level - said

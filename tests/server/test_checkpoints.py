@@ -66,6 +66,61 @@ def test_models_of_triton_are_shared_and_named_by_their_checkpoint(
     assert 'name: "two-unet"' in (tmp_path / "models" / "two-unet" / "config.pbtxt").read_text()
 
 
+@pytest.fixture
+def larger(tiny_export: Path, tmp_path: Path) -> Path:
+    """The same checkpoint again, for other resolutions."""
+    folder = tmp_path / "larger"
+    shutil.copytree(tiny_export, folder)
+    replace(PipelineSpec.read(folder), resolutions=((64, 64), (192, 192))).write(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "own"),
+    [
+        ({"provider": "cpu"}, None, set()),
+        ({"provider": "cuda"}, (8, 9), set()),
+        ({"provider": "tensorrt"}, (8, 9), {"unet", "vae_decoder", "vae_encoder"}),
+        ({"provider": "auto", "plans": True}, None, {"unet", "vae_decoder", "vae_encoder"}),
+        ({"provider": "cpu", "backend": "tensorrt"}, None, {"unet", "vae_decoder", "vae_encoder"}),
+    ],
+    ids=["a CPU", "CUDA", "compiled here", "plans", "Triton's backend"],
+)
+def test_what_is_compiled_for_each_resolution_is_shared_among_equal_resolutions(
+    tiny_export: Path, larger: Path, monkeypatch: pytest.MonkeyPatch, changes: Any, gpu: Any, own: set[str]
+) -> None:
+    monkeypatch.setattr("server.placement.device_capability", lambda: gpu)
+    config = ServerConfig(tiny_export, "one", (("two", larger), ("three", tiny_export)), unet="triton", **changes)
+    placed = {key: place.name for key, place in placed_components(config).items()}
+    names = {name for checkpoint, name in placed if checkpoint == "two"}
+    assert {name for name in names if placed["two", name] == f"two-{name}"} == own
+    assert {name for name in names if placed["two", name] == name} == names - own
+    assert all(placed["three", name] == name for name in names)
+
+
+def test_a_runner_has_the_plans_of_its_own_checkpoints_resolutions(
+    tiny_export: Path, larger: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, tuple[tuple[int, int], ...]]] = []
+
+    def open_(component: Component, spec: PipelineSpec, *rest: Any) -> FakeRunner:
+        opened.append((component.name, spec.resolutions))
+        return FakeRunner(component)
+
+    monkeypatch.setattr("server.pipeline.open_plans", open_)
+    asked = []
+    monkeypatch.setattr("server.compiled.plan_profiles", lambda component, *rest: asked.append(component.name) or [])
+    config = ServerConfig(tiny_export, "one", (("two", larger),), plans=True, **HERE)
+    checkpoints = open_checkpoints(config)
+    sides = [checkpoints[name].spec.resolutions for name in ("one", "two")]
+    assert opened == [
+        *((name, sides[0]) for name in ("text_encoder", "unet", "vae_decoder", "vae_encoder")),
+        *((name, sides[1]) for name in ("unet", "vae_decoder", "vae_encoder")),
+    ]
+    assert asked == [name for name, _ in opened]
+    assert checkpoints["one"].runners["text_encoder"] is checkpoints["two"].runners["text_encoder"]
+
+
 def test_a_request_names_its_checkpoint() -> None:
     names = ("base", "inpainting")
     assert chosen_model({}, names) == "base"

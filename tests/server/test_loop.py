@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.errors import Cancelled, ServerError
+from engines.errors import FeedError
+from server.errors import Cancelled, InvalidRequest, ServerError
 from server.job import Job, JobStatus
 from server.loop import FAILURES_IN_A_ROW, FAILURES_IN_COMPANY
 from server.noise import Noise
@@ -257,6 +258,23 @@ def test_an_engine_that_gives_nothing_but_failures_is_said_to_be_broken() -> Non
         looped.submit(drawing("euler", 2, 0))
         looped.turn()
     assert looped.broken == 3
+
+
+def test_requests_that_do_not_fit_the_unet_are_at_fault_themselves_and_the_engine_is_not_broken() -> None:
+    with Looped() as looped:
+        looped.unet.fault = lambda numbers: 1 in numbers
+        looped.unet.error = FeedError("its plan takes 1x77x8 to 16x231x8")
+        ends = []
+        for _ in range(FAILURES_IN_A_ROW + 2):
+            looped.submit(bad := drawing("euler", 2, 1))
+            looped.drain()
+            ends.append(reply_of(bad).error)
+        looped.submit(bad := drawing("euler", 2, 1), good := drawing("euler", 2, 2))
+        looped.drain()
+        assert good.status is JobStatus.FINISHED
+    assert {type(error) for error in (*ends, reply_of(bad).error)} == {InvalidRequest}
+    assert "does not take this request: its plan takes 1x77x8 to 16x231x8" in str(ends[0])
+    assert looped.broken == 0
 
 
 class Breaking(Looped):

@@ -122,6 +122,30 @@ def test_many_chunks_are_encoded_in_calls_of_so_many_rows(encoder: PromptEncoder
     assert all(np.array_equal(found[text(pair)].states[:LENGTH], told(pair)) for pair in words)
 
 
+def test_calls_have_no_more_rows_than_the_text_encoder_takes(runner: TellingRunner, tokenizer: PromptTokenizer) -> None:
+    encoder = PromptEncoder(runner, tokenizer, rows=4)
+    words = [f"a {letter}" for letter in WORDS[4:13]]
+    found = encoder.embed([*map(text, words)])
+    assert runner.rows == [4, 4, 1]
+    assert all(found[text(pair)].states.tobytes() == told(pair).tobytes() for pair in words)
+
+
+def test_a_prompt_longer_than_the_unet_takes_is_refused(runner: TellingRunner, tokenizer: PromptTokenizer) -> None:
+    encoder = PromptEncoder(runner, tokenizer, tokens=(LENGTH, 3 * LENGTH))
+    for count in (3 * ROOM, 3 * ROOM + 1):
+        long = text(" ".join(alphabet(count)), "a1111")
+        if count == 3 * ROOM:
+            assert encoder.embed([long, text("a")])[text("a")].states.shape == (3 * LENGTH, WIDTH)
+            continue
+        with pytest.raises(InvalidRequest) as caught:
+            encoder.embed([text("a"), long])
+    assert str(caught.value) == (
+        "the longest prompt has 4 chunks of 10 tokens, and this server's UNet is compiled for 10 to 30 tokens: "
+        "send 1 to 3 chunks, or build its plans with --tokens 10:10:80"
+    )
+    assert encoder.embed([text("a")])[text("a")].chunks == 1
+
+
 def test_texts_that_are_too_many_and_too_long_together_are_refused(encoder: PromptEncoder) -> None:
     words = [f"{one} {other}" for one in WORDS[4:10] for other in WORDS[4:10]]
     with pytest.raises(InvalidRequest, match=r"37 texts of up to 3 chunks; send at most 96 chunks"):
