@@ -22,6 +22,7 @@ from bench.serving import Address, add_server_options, server_of
 from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.arrivals import Arrivals, Bursts, Ramp
 from bench.traffic.asking import Connections, Outcome, ask
+from bench.traffic.identity import identity
 from bench.traffic.loops import closed_loop
 from bench.traffic.mix import SEEDS, Asked, Given, Kind, Mix
 from bench.traffic.mix_options import faces, listed, said
@@ -183,12 +184,13 @@ async def measured(address: Address, mix: Mix, loads: list[Load], warm_up: int, 
     given = next((load.arrivals.given() for load in loads if load.arrivals), ())
     async with Connections(address.grpc, loads[0].connections, address.http) as connections:
         await check(connections, mix)
+        server = await identity(connections[0])
         alone = await _prepared(connections, mix, loads[0], warm_up, repeats, given)
     if address.metrics:
         # They lag behind, and what was sent so far is not to be counted.
         await asyncio.sleep(METRICS_SECONDS)
     points, wrong = await _swept(address, mix, loads)
-    return _result(points, alone, mix, loads, wrong)
+    return {**_result(points, alone, mix, loads, wrong), "environment": {"server": server} if server else {}}
 
 
 async def _swept(address: Address, mix: Mix, loads: list[Load]) -> tuple[list[Point], list[str]]:

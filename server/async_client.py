@@ -76,6 +76,26 @@ class AsyncClient:
                 f"the Triton at {self.url} has no model {' and '.join(missing)} that is ready; start one of ours"
             )
 
+    async def told(self) -> dict[str, str]:
+        """`name` and `version` that the Triton says of itself.
+
+        Raises:
+            ServerError: nobody answers, or something else does.
+        """
+        with _translating():
+            found = await self._stub.ServerMetadata(service_pb2.ServerMetadataRequest())
+        return {"name": found.name, "version": found.version}
+
+    async def parameters(self, model: str = STREAM) -> dict[str, str]:
+        """Those of a model's configuration, by name.
+
+        Raises:
+            ServerError: there is no such model, or the server does not tell.
+        """
+        with _translating():
+            found = await self._stub.ModelConfig(service_pb2.ModelConfigRequest(name=model))
+        return {name: parameter.string_value for name, parameter in found.config.parameters.items()}
+
     async def generate(self, **fields: Value) -> Result:
         """Ask the unary model; fields are those of `server.request.FIELDS`.
 

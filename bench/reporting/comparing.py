@@ -164,13 +164,12 @@ def _statistics() -> Any:
 
 def differences(a: Result, b: Result) -> list[str]:
     """What else differs than the figures: a sentence for each thing that may be their cause."""
-    found = [
-        f"{name}'s {key} is {ours or 'none'}, the other's is {theirs or 'none'}"
-        for key in COMPARED
-        # What an older result does not tell is as if there were none.
-        for name, ours, theirs in [("A", a.environment.get(key) or None, b.environment.get(key) or None)]
-        if ours != theirs
-    ]
+    found = _told_apart("A's ", *({key: one.environment.get(key) for key in COMPARED} for one in (a, b)))
+    servers = [one.environment.get("server") for one in (a, b)]
+    if all(isinstance(server, Mapping) for server in servers):
+        found += _told_apart("A's server's ", *servers)
+    elif any(servers):
+        found.append(f"only {'A' if servers[0] else 'B'} tells which server was measured")
     if a.program != b.program:
         found.append(f"the programs differ: {a.program} and {b.program}")
     elif asked(a.command) != asked(b.command):
@@ -183,6 +182,15 @@ def differences(a: Result, b: Result) -> list[str]:
         if not result.measures:
             found.append(f"{name} has no figures to compare")
     return found
+
+
+def _told_apart(whose: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """A sentence for each thing that differs; what one of them does not tell is as if there were none."""
+    return [
+        f"{whose}{key} is {a.get(key) or 'none'}, the other's is {b.get(key) or 'none'}"
+        for key in {**a, **b}
+        if (a.get(key) or None) != (b.get(key) or None)
+    ]
 
 
 def asked(command: str) -> list[str]:

@@ -28,7 +28,7 @@ DRIVER_SECONDS = 10.0
 
 
 def environment() -> dict[str, Any]:
-    """What a figure depends on besides the command."""
+    """What a figure depends on besides the command, of this machine and of this checkout."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -44,7 +44,8 @@ def environment() -> dict[str, Any]:
 def described(program: str, arguments: Sequence[str], result: Mapping[str, Any]) -> dict[str, Any]:
     """A result with what it takes to make it again: program, command, date and environment.
 
-    `partial` is true where a measurement ended before its time, and keeps what it had.
+    `partial` is true where a measurement ended before its time, and keeps what it had. An `environment` of the result
+    itself, such as the `server` that it measured, goes with the one of this machine.
     """
     return {
         "schema": SCHEMA,
@@ -53,7 +54,7 @@ def described(program: str, arguments: Sequence[str], result: Mapping[str, Any])
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "partial": False,
         **result,
-        "environment": environment(),
+        "environment": {**environment(), **result.get("environment", {})},
     }
 
 

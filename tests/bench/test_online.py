@@ -220,6 +220,8 @@ def test_a_server_that_may_not_be_read_is_measured_all_the_same(
         assert ended(server.url, *options) == 0
     assert "the server's metrics were not read" in capsys.readouterr().err
     found = json.loads(result.read_text())
+    # It is not one of ours, and tells no more.
+    assert found["environment"]["server"] == {"name": "odd"}
     assert [point["outcomes"] for point in found["points"]] == [{"ok": 40}, {"ok": 40}]
     assert "coordinated omission" in found["points"][0]["latency_counts_from"]
     assert "server_counted" not in found["points"][0]
@@ -312,6 +314,10 @@ def test_a_short_load(fake_export: Path, tmp_path: Path) -> None:
     assert found["first_preview_ms"]["count"] > 5
     assert found["server_counted"]['requests_total{outcome="ok"}'] >= found["outcomes"]["ok"]
     assert any(plot["title"].startswith("Rows per UNet call, by the server") for plot in found["plots"])
+    server = found["environment"]["server"]
+    assert (server["name"], server["provider"], server["max_rows"]) == ("triton", "fake", 16)
+    assert server["checkpoint"] == fake_export.name
+    assert not any("/" in str(value) for value in server.values())
 
 
 def _asked(workload: Path) -> list[Asked]:

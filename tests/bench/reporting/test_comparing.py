@@ -157,6 +157,16 @@ def test_what_else_differs_is_told(tmp_path: Path) -> None:
         ["B", "has"],
         ["B", "has"],
     ]
+    triton = {"name": "triton", "version": "2.51.0", "checkpoint": "export", "max_rows": 16}
+    ours, theirs = (
+        read(
+            written(tmp_path / f"{n}.json", measures, environment={**a.environment, "server": triton | {"max_rows": n}})
+        )
+        for n in (16, 32)
+    )
+    assert differences(ours, ours) == []
+    assert differences(ours, theirs) == ["A's server's max_rows is 16, the other's is 32"]
+    assert differences(a, theirs) == ["only B tells which server was measured"]
     c = read(written(tmp_path / "c.json", measures, program="host"))
     assert differences(a, c) == ["the programs differ: online and host"]
     older = {name: value for name, value in a.environment.items() if name != "gpus"}

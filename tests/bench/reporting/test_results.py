@@ -28,6 +28,14 @@ def test_tell_prints_a_summary_of_what_it_keeps(tmp_path: Path, capsys: pytest.C
     assert {"python", "processor", "cores", "packages"} <= set(whole["environment"])
 
 
+def test_the_server_that_was_measured_is_told_beside_the_machine() -> None:
+    found = described("online", [], {"environment": {"server": {"name": "triton", "version": "2.51.0"}}})
+    assert found["environment"] == {
+        **described("online", [], {})["environment"],
+        "server": {"name": "triton", "version": "2.51.0"},
+    }
+
+
 @pytest.mark.parametrize(
     ("script", "gpus"),
     [
