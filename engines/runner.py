@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engines.component import Arrays, Component, PipelineSpec, TensorSpec, resolve
-from engines.driver import device_capability, tensorrt_version
+from engines.driver import device_capability, tensorrt_version, this_machine
 from engines.errors import ProviderError
 from engines.providers import DEFAULTS, OPENVINO, PREFERENCE, PROVIDERS, Settings
 
@@ -118,12 +118,17 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in PREFERENCE if name in found)
 
 
-def chosen_provider(name: str) -> str:
+def chosen_provider(name: str, *, plans: bool = False) -> str:
     """The named provider; for `auto` the preferred one of those that have here what they need to start.
+
+    Args:
+        plans: whether it is to run plans; `auto` then takes the compiler of plans that is installed.
 
     Raises:
         ProviderError: it is unknown or not available here.
     """
+    if plans:
+        return this_machine(name).compiler
     present = available()
     if name != "auto" and name not in present:
         raise ProviderError(f"provider {name!r} is not available here; choose auto or one of {', '.join(present)}")

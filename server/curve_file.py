@@ -25,7 +25,7 @@ class CurveFile:
         path: of the file.
         fingerprint: of the checkpoint; empty in files that do not tell.
         checkpoint: its name, for people.
-        provider: that computed.
+        provider: that computed; `plans`: whether it ran plans.
         measured: medians, in milliseconds.
     """
 
@@ -33,6 +33,7 @@ class CurveFile:
     fingerprint: str
     checkpoint: str
     provider: str
+    plans: bool
     measured: Measured
 
     @classmethod
@@ -51,7 +52,8 @@ class CurveFile:
                     raise ValueError(f"{rows} rows in {milliseconds} ms")
                 measured.setdefault((str(timing["component"]), str(timing["size"])), {})[rows] = milliseconds
             fingerprint, checkpoint = (str(content.get(name, "")) for name in ("fingerprint", "checkpoint"))
-            return cls(path, fingerprint, checkpoint, str(content["provider"]), measured)
+            plans = bool(content.get("plans", False))
+            return cls(path, fingerprint, checkpoint, str(content["provider"]), plans, measured)
         except OSError as error:
             raise ServerError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from error
         except (ValueError, OverflowError, KeyError, TypeError, AttributeError) as error:
@@ -77,14 +79,16 @@ class CurveFile:
 _REMEDY = "write one with `python -m bench offline --rows 1,2,4,8,16 --json FILE`"
 
 
-def step_seconds(path: Path, spec: PipelineSpec, provider: str | None) -> Points:
+def step_seconds(path: Path, spec: PipelineSpec, provider: str | None, plans: bool | None = None) -> Points:
     """(rows, seconds) of a checkpoint's UNet calls at its first resolution, as a server starts with.
 
     Args:
         provider: of the UNet; None takes what any other measured.
+        plans: whether it runs a plan; None takes both.
 
     Raises:
-        ServerError: the file is none, or was measured with another checkpoint, at other sizes or by another provider.
+        ServerError: the file is none, or was measured with another checkpoint, at other sizes, by another provider, or
+            with plans where there are none, or the other way round.
     """
     file = CurveFile.read(path)
     if file.fingerprint != spec.fingerprint:
@@ -97,5 +101,12 @@ def step_seconds(path: Path, spec: PipelineSpec, provider: str | None) -> Points
         raise ServerError(
             f"{path} was measured by the provider {file.provider}, and the UNet runs by {provider}: "
             f"add --provider {file.provider}, or measure with `python -m bench offline --provider {provider}`"
+        )
+    if plans is not None and file.plans != plans:
+        had, has = ("with plans", "without") if file.plans else ("without plans", "with plans")
+        option = f"--provider {file.provider}{' --plans' if plans else ''}"
+        raise ServerError(
+            f"{path} was measured {had}, and the UNet runs {has}: {'leave out' if plans else 'add'} --plans, or "
+            f"measure with `python -m bench offline {option}`"
         )
     return file.points("unet", "x".join(map(str, spec.resolutions[0])))

@@ -108,8 +108,13 @@ def test_a_runner_has_the_plans_of_its_own_checkpoints_resolutions(
         return FakeRunner(component)
 
     monkeypatch.setattr("server.pipeline.open_plans", open_)
-    asked = []
-    monkeypatch.setattr("server.compiled.plan_profiles", lambda component, *rest: asked.append(component.name) or [])
+    asked: list[str] = []
+
+    def profiles(component: Component, *rest: Any) -> list[Any]:
+        asked.append(component.name)
+        return []
+
+    monkeypatch.setattr("server.compiled.plan_profiles", profiles)
     config = ServerConfig(tiny_export, "one", (("two", larger),), plans=True, **HERE)
     checkpoints = open_checkpoints(config)
     sides = [checkpoints[name].spec.resolutions for name in ("one", "two")]

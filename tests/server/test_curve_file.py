@@ -68,6 +68,17 @@ def test_a_server_takes_the_curve_of_its_first_size(tmp_path: Path, fake_export:
     assert step_seconds(written(tmp_path), spec, "cpu") == ((2, 0.012), (8, 0.03))
 
 
+def test_a_curve_tells_whether_plans_were_measured(tmp_path: Path, fake_export: Path) -> None:
+    spec = PipelineSpec.read(fake_export)
+    by_plans, without = {"provider": "tensorrt", "plans": True}, {"provider": "tensorrt", "plans": False}
+    for changes, plans in ((by_plans, True), (without, False), ({"provider": "tensorrt"}, False), (by_plans, None)):
+        assert step_seconds(written(tmp_path, **changes), spec, "tensorrt", plans) == ((2, 0.012), (8, 0.03))
+    with pytest.raises(ServerError, match=r"measured with plans, and the UNet runs without: add --plans, or measure"):
+        step_seconds(written(tmp_path, **by_plans), spec, "tensorrt", plans=False)
+    with pytest.raises(ServerError, match=r"without plans, .* with plans: leave out .*--provider tensorrt --plans"):
+        step_seconds(written(tmp_path, **without), spec, "tensorrt", plans=True)
+
+
 @pytest.mark.parametrize(
     ("changes", "provider", "said"),
     [
@@ -95,7 +106,7 @@ def test_a_measured_curve_spares_the_warm_up(fake_export: Path) -> None:
 
 def test_launch_takes_a_curve(tmp_path: Path, fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[ServerConfig] = []
-    monkeypatch.setattr(TritonServer, "__init__", lambda self, config, *rest: seen.append(config))
+    monkeypatch.setattr(TritonServer, "__init__", lambda self, config, *rest, **more: seen.append(config))
     monkeypatch.setattr("server.supervisor.Supervisor.__init__", lambda self, server, **rest: None)
     monkeypatch.setattr("server.supervisor.serve_until_signal", lambda supervisor, on_ready: 0)
     curve = ["--step-curve", str(written(tmp_path))]
