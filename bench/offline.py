@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import statistics
 import tempfile
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.flops import Product, Sizes, operations
+from bench.memory import Memory
 from bench.reporting.measures import Measure, Plot, told
 from bench.traffic.mix_options import listed
 from engines.component import Component, PipelineSpec
@@ -44,8 +44,10 @@ class Timing:
         first_ms: of the first call, which may compile.
         tflops: that were multiplied in a second; `share` of the machine's peak.
         peak_tflops: of the products between these calls.
-        resident_mb: of the process afterwards.
+        resident_mb: of the host's memory, by the process afterwards.
         loaded_mb: by how much the process has grown since before its component was loaded.
+        device_mb: by how much what is used of all GPUs' memory has grown since then; None where the component is
+            computed elsewhere, or no driver tells.
     """
 
     component: str
@@ -59,6 +61,7 @@ class Timing:
     peak_tflops: float
     resident_mb: int
     loaded_mb: int
+    device_mb: int | None
 
     @property
     def name(self) -> str:
@@ -115,12 +118,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 (size, count) for size in (sizes if depends_on_resolution(component) else sizes[:1]) for count in rows
             ]
             found.extend(bench.timings(component, kinds))
-    except KeyboardInterrupt:
-        ended = {"partial": True}
-    except EngineError as error:
+    except (EngineError, KeyboardInterrupt) as error:
         if not found:
             raise
-        ended = {"partial": True, "failures": [str(error)]}
+        ended = {"partial": True, "failures": [str(error) or "interrupted"]}
     return {
         "checkpoint": spec.checkpoint,
         "fingerprint": spec.fingerprint,
@@ -149,7 +150,7 @@ class Bench:
         """Of calls with these resolutions and rows, one after the other."""
         product = self._product(component)
         gc.collect()
-        before = resident_bytes()
+        before = Memory.now(self.provider)
         runner = open_runner(component, self._options.model, self.provider, self._settings)
         for size, rows in kinds:
             yield self._timed(runner, Case(size, 0, rows), product, before)
@@ -164,7 +165,7 @@ class Bench:
                 self._products[precision] = Product(self.provider, graph, settings, Path(folder))
         return self._products[precision]
 
-    def _timed(self, runner: Runner, case: Case, product: Product, before: int) -> Timed:
+    def _timed(self, runner: Runner, case: Case, product: Product, before: Memory) -> Timed:
         component = runner.component
         fed = feeds(component, self._spec, case, case.rows)
         flops = component_flops(component, self._spec, case, self._options.model)
@@ -178,7 +179,8 @@ class Bench:
             peaks += [max(at_first, product.flops())] * group
         shares = [flops / one / peak for one, peak in zip(seconds, peaks, strict=True)]
         median = statistics.median(seconds)
-        resident = resident_bytes()
+        memory = Memory.now(self.provider)
+        grown = memory.since(before)
         timing = Timing(
             component=component.name,
             size="x".join(map(str, case.resolution)),
@@ -189,8 +191,9 @@ class Bench:
             tflops=round(flops / median / 1e12, 4),
             share=round(statistics.median(shares), 3),
             peak_tflops=round(max(peaks) / 1e12, 3),
-            resident_mb=resident >> 20,
-            loaded_mb=max(0, resident - before) >> 20,
+            resident_mb=round(memory.host),
+            loaded_mb=round(grown.host),
+            device_mb=None if grown.device is None else round(grown.device),
         )
         return Timed(timing, seconds, shares)
 
@@ -201,7 +204,9 @@ def _measures(found: Sequence[Timed]) -> Iterator[Measure]:
         yield Measure.median(f"{name}: call", [1e3 * seconds for seconds in one.seconds], "ms", "lower")
         yield Measure.median(f"{name}: share of the peak", one.shares, "", "higher")
         yield Measure(f"{name}: speed", one.timing.tflops, "TFLOP/s", "higher")
-        yield Measure(f"{name}: memory", one.timing.loaded_mb, "MB", "lower")
+        yield Measure(f"{name}: host memory", one.timing.loaded_mb, "MB", "lower")
+        if one.timing.device_mb is not None:
+            yield Measure(f"{name}: device memory", one.timing.device_mb, "MB", "lower")
 
 
 def _plots(found: Sequence[Timed]) -> Iterator[Plot]:
@@ -234,12 +239,6 @@ def timed(call: Callable[[], object], repeats: int) -> list[float]:
         call()
         seconds.append(time.perf_counter() - started)
     return seconds
-
-
-def resident_bytes() -> int:
-    """Of this process, 0 where the kernel does not tell."""
-    status = Path("/proc/self/statm")
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
 
 
 def chosen_sizes(heights: Sequence[int], spec: PipelineSpec, option: str = "--sizes") -> Sequence[tuple[int, int]]:

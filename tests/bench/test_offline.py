@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -155,6 +156,10 @@ def test_figures_and_curves_are_told(export: Path, monkeypatch: pytest.MonkeyPat
     assert (call["unit"], call["better"], len(call["samples"])) == ("ms", "lower", 7)
     assert call["value"] == pytest.approx(sorted(call["samples"])[3])
     assert (share["better"], len(share["samples"])) == ("higher", 7)
+    assert [name for name in result["measures"] if "memory" in name][:2] == [
+        *("unet 64x64 x1: host memory", "unet 64x64 x3: host memory")
+    ]
+    assert all(timing["device_mb"] is None for timing in result["timings"])
     times, shares = result["plots"]
     medians = {(timing["size"], timing["rows"]): timing["median_ms"] for timing in result["timings"]}
     assert {(size, rows): ms for size, points in times["series"].items() for rows, ms in points} == medians
@@ -170,6 +175,31 @@ def test_what_was_timed_before_a_failure_is_kept(export: Path, monkeypatch: pyte
     assert result["partial"]
     assert [timing["component"] for timing in result["timings"]] == ["unet", "unet"]
     assert "vae_decoder.onnx" in result["failures"][0]
+
+
+def test_what_a_gpu_uses_is_told_beside_what_the_host_does() -> None:
+    timing = offline.Timing("unet", "64x64", 2, 1.0, 0.1, 9.0, 1.0, 0.5, 2.0, 900, 100, 2048)
+    found = {measure.name: measure.value for measure in offline._measures([offline.Timed(timing, [0.001], [0.5])])}
+    assert found["unet 64x64 x2: host memory"] == 100
+    assert found["unet 64x64 x2: device memory"] == 2048
+
+
+def test_what_was_timed_before_an_interrupt_is_kept(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flops, "CPU_CHAIN", Chain(2, 64))
+    timed, calls = offline.timed, iter(range(4))
+
+    def interrupted(call: Callable[[], object], repeats: int) -> list[float]:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+        return timed(call, repeats)
+
+    monkeypatch.setattr(offline, "timed", interrupted)
+    options = parsed("--model", str(export), "--provider", "cpu", "--rows", "1,2,3", "--repeats", "1")
+    result = offline.run(options)
+    assert (result["partial"], result["failures"]) == (True, ["interrupted"])
+    assert [timing["rows"] for timing in result["timings"]] == [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        offline.run(options)
 
 
 @pytest.mark.parametrize("options", [["--repeats", "0"], ["--rows", "1,0"], ["--sizes", "77"], ["--rows", "0"]])
