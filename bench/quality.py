@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance", type=float, default=1.5)
     parser.add_argument("--sampler", default="dpmpp_2m")
-    parser.add_argument("--resolution", type=int, default=128, help="of txt2img and of captions")
+    parser.add_argument("--resolution", type=int, help="height of txt2img and of captions (the checkpoint's first)")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--pictures", type=Path, help="folder for the pictures that were judged wrong")
     parser.add_argument("--dry-run", action="store_true", help="fake networks: shows that all runs, not how well")
@@ -134,13 +134,17 @@ def _trials(options: argparse.Namespace) -> dict[str, list[Trial]]:
     judge, painter = Judge(), Painter()
     trials = {name: TASKS[name](judge, painter)[: options.cases] for name in names}
     for trial in trials.get("txt2img", ()):
-        trial.fields["height"] = options.resolution
+        trial.fields.update(_size(options))
     return trials
 
 
 def _captions(options: argparse.Namespace) -> Requests:
     captions = read_captions(Path(options.captions))[: options.cases]
-    return [{"prompt": caption, "height": options.resolution} for caption in captions]
+    return [{"prompt": caption, **_size(options)} for caption in captions]
+
+
+def _size(options: argparse.Namespace) -> dict[str, Value]:
+    return {} if options.resolution is None else {"height": options.resolution}
 
 
 def _folder(stack: contextlib.ExitStack) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 from collections.abc import Iterator
@@ -174,6 +175,18 @@ def test_what_was_judged_before_a_failure_is_kept(
     answers = [False]
     assert main(arguments) == (130 if isinstance(error, KeyboardInterrupt) else 1)
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("given", "sent"), [([], None), (["--resolution", "192"], 192)])
+def test_a_size_is_sent_only_where_one_is_given(given: list[str], sent: int | None, tmp_path: Path) -> None:
+    """So that captions are drawn in the first size of whatever checkpoint is served."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a red circle\n", encoding="utf-8")
+    parser = argparse.ArgumentParser()
+    quality.add_options(parser)
+    options = parser.parse_args(["--task", "txt2img", "--cases", "2", "--captions", str(captions), *given])
+    requests = [trial.fields for trial in quality._trials(options)["txt2img"]] + quality._captions(options)
+    assert [request.get("height") for request in requests] == [sent] * 3
 
 
 def test_missing_export_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
