@@ -165,11 +165,11 @@ def _statistics() -> Any:
 def differences(a: Result, b: Result) -> list[str]:
     """What else differs than the figures: a sentence for each thing that may be their cause."""
     found = _told_apart("A's ", *({key: one.environment.get(key) for key in COMPARED} for one in (a, b)))
-    servers = [one.environment.get("server") for one in (a, b)]
-    if all(isinstance(server, Mapping) for server in servers):
-        found += _told_apart("A's server's ", *servers)
-    elif any(servers):
-        found.append(f"only {'A' if servers[0] else 'B'} tells which server was measured")
+    ours, theirs = a.environment.get("server"), b.environment.get("server")
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        found += _told_apart("A's server's ", ours, theirs)
+    elif ours or theirs:
+        found.append(f"only {'A' if ours else 'B'} tells which server was measured")
     if a.program != b.program:
         found.append(f"the programs differ: {a.program} and {b.program}")
     elif asked(a.command) != asked(b.command):
