@@ -13,7 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from engines.errors import EngineError
 from engines.picture import Case, feeds
 from engines.profiles import depends_on_resolution, latent_sides
 from engines.providers import Settings, default_cache
-from engines.runner import Runner, chosen_provider, open_runner
+from engines.runner import Runner, chosen_provider, open_plans, open_runner
 from engines.verify import arithmetic
 
 # Side of the blocks that an exported graph counts a latent in.
@@ -85,6 +85,7 @@ class Timed:
 def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, default=Path("out/export"), help="a folder written by `python -m export`")
     parser.add_argument("--provider", default="auto", help="auto, or a name of `server launch --provider`")
+    parser.add_argument("--plans", action="store_true", help="run DIR/plans by that provider, not the exported files")
     parser.add_argument("--component", action="append", default=[], help="repeat for more (default: all)")
     parser.add_argument("--rows", type=listed(int), default=(1, 2, 4), help="of a call (default: 1,2,4)")
     parser.add_argument(
@@ -126,6 +127,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "checkpoint": spec.checkpoint,
         "fingerprint": spec.fingerprint,
         "provider": bench.provider,
+        "plans": options.plans,
         "peak_tflops": bench.peaks(),
         "timings": [asdict(one.timing) for one in found],
         **ended,
@@ -137,7 +139,7 @@ class Bench:
     """Times components of an export, with the peak of their precision between the calls."""
 
     def __init__(self, options: argparse.Namespace, spec: PipelineSpec) -> None:
-        self.provider = chosen_provider(options.provider)
+        self.provider = chosen_provider(options.provider, plans=options.plans)
         self._options, self._spec = options, spec
         self._settings = Settings(threads=options.threads, cache=default_cache())
         self._products: dict[str, Product] = {}
@@ -151,9 +153,17 @@ class Bench:
         product = self._product(component)
         gc.collect()
         before = Memory.now(self.provider)
-        runner = open_runner(component, self._options.model, self.provider, self._settings)
+        runner = self._opened(component, [size for size, _ in kinds])
         for size, rows in kinds:
             yield self._timed(runner, Case(size, 0, rows), product, before)
+
+    def _opened(self, component: Component, sizes: Sequence[tuple[int, int]]) -> Runner:
+        folder = self._options.model
+        if not self._options.plans:
+            return open_runner(component, folder, self.provider, self._settings)
+        # Plans of other sizes would take memory, and need not be there.
+        asked = replace(self._spec, resolutions=tuple(dict.fromkeys(sizes)))
+        return open_plans(component, asked, folder, self.provider, self._settings)
 
     def _product(self, component: Component) -> Product:
         precision = arithmetic(self.provider, component, self._settings)

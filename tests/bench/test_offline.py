@@ -16,8 +16,9 @@ from bench.flops import GPU_CHAIN, Chain, Product, Sizes, operations, rotation
 from bench.offline import chosen_sizes
 from engines.component import Component, PipelineSpec, Precision, TensorSpec
 from engines.errors import ArtefactError, EngineError
-from engines.providers import DEFAULTS
-from engines.runner import open_runner
+from engines.manifest import Machine
+from engines.providers import DEFAULTS, Settings
+from engines.runner import FakeRunner, open_runner
 
 SIZES = Sizes(rows=3, tokens=77, area=4 * 9.0)
 
@@ -147,6 +148,26 @@ def test_a_component_is_timed_over_rows_and_sizes(export: Path, monkeypatch: pyt
     assert all(
         timing["share"] > 0 and timing["peak_tflops"] <= result["peak_tflops"]["fp32"] for timing in result["timings"]
     )
+
+
+def test_plans_are_timed_where_they_are_asked_for(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what runs them is another: the peak is measured by their provider too."""
+    opened: list[tuple[str, tuple[tuple[int, int], ...], str]] = []
+
+    def open_(component: Component, spec: PipelineSpec, folder: Path, provider: str, settings: Settings) -> FakeRunner:
+        opened.append((component.name, spec.resolutions, provider))
+        return FakeRunner(component)
+
+    monkeypatch.setattr(flops, "CPU_CHAIN", Chain(2, 64))
+    monkeypatch.setattr(offline, "open_plans", open_)
+    monkeypatch.setattr("engines.runner.this_machine", lambda name: Machine("tensorrt", f"11.4 of {name}", (8, 9)))
+    monkeypatch.setattr(offline, "Product", lambda provider, *rest: Product("cpu", *rest))
+    options = ("--model", str(export), "--rows", "1", "--repeats", "1", "--sizes", "128")
+    result = offline.run(parsed("--plans", *options))
+    assert opened == [("unet", ((128, 128),), "tensorrt")]
+    assert (result["provider"], result["plans"]) == ("tensorrt", True)
+    assert [timing["size"] for timing in result["timings"]] == ["128x128"]
+    assert offline.run(parsed("--provider", "cpu", *options))["plans"] is False
 
 
 def test_figures_and_curves_are_told(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
