@@ -2,9 +2,10 @@
 
 Goodput is the highest rate of random arrivals at which a share of the requests (95 %) ends within so many times its
 latency alone, or within so many milliseconds. It is found by bisection. A trial at a rate ends when a Wilson interval
-at 95 % lies on one side of the share (all looks together, by Bonferroni; neighbours that wait together do not count as
-independent), those that pass not before a slowly growing queue would show. Trials at both sides of the border are
-repeated with other arrivals; low and high are the highest rate that surely passes and the lowest that surely does not.
+lies on one side of the share, those that pass not before a slowly growing queue would show. Trials at both sides of the
+border are repeated with other arrivals. Low and high are an approximate 95 % interval of the border, by all trials
+together: requests that come within as long of one another as the slowest may take wait together, and count as one
+independent trial at most.
 
 With --dry-run three ways of batching are compared on a model of a device, whose seconds are skipped.
 """

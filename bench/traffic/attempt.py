@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -11,14 +12,15 @@ from dataclasses import dataclass, replace
 
 from bench.traffic.arrivals import Bursts
 from bench.traffic.asking import Outcome, Status
-from bench.traffic.bisection import CONFIDENCE, Trial, independent, wilson
+from bench.traffic.bisection import CONFIDENCE, Trial, by_spread, needed, wilson
 from bench.traffic.latencies import percentile
 from bench.traffic.loops import Send
-from bench.traffic.mix import Kind, Mix
+from bench.traffic.mix import Asked, Kind, Mix
 from server.errors import ServerError
 
-# Requests after which a trial is looked at for the first time; then whenever there are twice as many.
+# Requests after which a trial is looked at for the first time, at least; then whenever there are twice as many.
 FIRST_LOOK = 75
+SEEDS = 2**32
 # Without an answer: no server, one that is not there any more, or one that is too slow.
 UNANSWERED: tuple[Status, ...] = ("disconnected", "lost")
 # Seconds between looks at what is overdue, while nothing is sent.
@@ -38,11 +40,13 @@ class Terms:
     Attributes:
         mix: of the requests.
         limit: seconds that a kind of request may take.
-        settling: seconds at the beginning whose requests do not count.
+        settling: seconds at the beginning whose requests do not count, as long as the slowest request may take; those
+            that come within as long of one another may wait together.
         share: of the requests that must be in time.
         least_seconds: of a trial that ends with enough in time; shorter ones do not notice a queue that grows slowly.
         most: requests that count, unless `least_seconds` has more.
         variation: deviation of the times between arrivals over their mean; 1 is Poisson.
+        salt: added to the seeds of the pictures, so that no earlier run has left them in the server's cache.
     """
 
     mix: Mix
@@ -52,39 +56,55 @@ class Terms:
     least_seconds: float
     most: int
     variation: float = 1.0
+    salt: int = 0
+
+    def together(self, rate: float) -> float:
+        """Requests that may wait together at a rate."""
+        return max(1.0, rate * self.settling)
 
     def counted(self, rate: float) -> int:
         """Requests that count in the longest trial at a rate."""
-        return max(self.most, math.ceil(rate * self.least_seconds))
+        return max(self.most, math.ceil(rate * self.least_seconds), needed(self.together(rate)))
+
+    def drawn(self, rate: float, seed: int) -> Mix:
+        """Other requests for each trial, so that no two share their chance."""
+        draw = random.Random(f"{self.mix.seed}/{rate:.6g}/{seed}")
+        return replace(self.mix, seed=draw.randrange(SEEDS), name=f"{self.mix.name}-{rate:.6g}-{seed}")
+
+    def salted(self, asked: Asked) -> Asked:
+        """The same, of another picture than in another run."""
+        return replace(asked, fields={**asked.fields, "seed": (int(str(asked.fields["seed"])) + self.salt) % SEEDS})
 
     def times(self, rate: float, seed: int) -> list[float]:
         """When requests come, in seconds from the start: those that count, and others while these are decided."""
         count = self.counted(rate) + math.ceil(ENOUGH * rate * 2 * self.settling)
-        return Bursts(rate, self.variation).times(seed, count=count)
+        return Bursts(rate, self.variation).times(self.drawn(rate, seed).seed, count=count)
 
 
 class Judge:
     """Looks at the requests in order of sending, and at none before all earlier ones are decided.
 
-    One that has not ended by its limit is late. Every look has its part of the risk (Bonferroni), so that looking
-    often does not make a mistake more likely than 1 - `CONFIDENCE`.
+    One that has not ended by its limit is late. Every look has its part of the risk (Bonferroni). What it finds ends a
+    trial and is no more than that: what the trial is worth is for `bisection.Trial` to say.
 
     Args:
         share: that must be in time.
         most: requests that are looked at in the end.
+        together: requests that may wait together; none are looked at before there are enough of such parts.
 
     Attributes:
         in_time: of those that are decided, in order of sending.
         enough: whether enough are; None while that is open.
     """
 
-    def __init__(self, share: float, most: int) -> None:
+    def __init__(self, share: float, most: int, together: float = 1.0) -> None:
         self.in_time: list[bool] = []
         self.enough: bool | None = None
         self._share = share
         self._most = most
+        self._together = together
         self._looks = [most]
-        while self._looks[0] // 2 >= FIRST_LOOK:
+        while self._looks[0] // 2 >= max(FIRST_LOOK, needed(together)):
             self._looks.insert(0, self._looks[0] // 2)
         self._confidence = 1 - (1 - CONFIDENCE) / len(self._looks)
         self._due: list[float] = []
@@ -117,7 +137,7 @@ class Judge:
 
     def _found(self) -> bool | None:
         share = sum(self.in_time) / len(self.in_time)
-        low, high = wilson(share, independent(self.in_time), self._confidence)
+        low, high = wilson(share, by_spread(self.in_time, self._together, self._confidence), self._confidence)
         return True if low >= self._share else False if high < self._share else None
 
 
@@ -129,12 +149,18 @@ class Attempted:
         outcomes: of all that were sent.
         late_sending: seconds that requests were sent after their time, of 99 % at most.
         seconds: from the first to the last.
+        realised: requests a second, as they came by chance.
+        errors: what those said that the server failed at.
+        cached: answers that the server had already.
     """
 
     trial: Trial
     outcomes: Mapping[str, int]
     late_sending: float
     seconds: float
+    realised: float = 0.0
+    errors: tuple[str, ...] = ()
+    cached: int = 0
 
 
 async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted:
@@ -146,17 +172,18 @@ async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted
 
     Raises:
         Gone: the server broke off, or answered nothing.
-        ServerError: it refuses requests like these as invalid.
+        ServerError: it refuses requests like these as invalid, or fails at more of them than may be late.
     """
-    judge = Judge(terms.share, terms.counted(rate))
+    together = terms.together(rate)
+    judge = Judge(terms.share, terms.counted(rate), together)
     begun = time.monotonic()
     tasks: list[asyncio.Task[Outcome]] = []
     broken = False
-    mix = replace(terms.mix, seed=terms.mix.seed + seed, name=f"{terms.mix.name}-{rate:.6g}-{seed}")
+    mix = terms.drawn(rate, seed)
 
     async def one(number: int, intended: float) -> Outcome:
         nonlocal broken
-        asked = mix.asked(number)
+        asked = terms.salted(mix.asked(number))
         limit = terms.limit(asked.kind)
         place = judge.sent(intended + limit) if intended - begun >= terms.settling else None
         outcome = await send(asked, intended)
@@ -180,12 +207,15 @@ async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted
     else:
         outcomes = list(await asyncio.gather(*tasks))
         judge.look(time.monotonic())
-    _check(outcomes)
+    _check(outcomes, terms.share)
     return Attempted(
-        Trial.of(rate, seed, judge.in_time),
+        Trial.of(rate, seed, judge.in_time, together),
         dict(Counter(outcome.status for outcome in outcomes)),
         percentile([outcome.sent - outcome.intended for outcome in outcomes], 0.99),
         time.monotonic() - begun,
+        len(outcomes) / (outcomes[-1].intended - begun),
+        tuple(outcome.message for outcome in outcomes if outcome.status == "error"),
+        sum(outcome.cached for outcome in outcomes),
     )
 
 
@@ -199,7 +229,7 @@ async def _interrupted(moment: float, over: Callable[[], bool]) -> bool:
     return True
 
 
-def _check(outcomes: Sequence[Outcome]) -> None:
+def _check(outcomes: Sequence[Outcome], share: float) -> None:
     gone = [outcome for outcome in outcomes if outcome.status in UNANSWERED]
     # Too much for a slow server may take longer than a client waits: that is late, and not the end.
     if any(outcome.status == "disconnected" for outcome in gone) or len(gone) == len(outcomes):
@@ -208,3 +238,9 @@ def _check(outcomes: Sequence[Outcome]) -> None:
     refused = [outcome for outcome in outcomes if outcome.status in ("invalid", "wrong")]
     if refused:
         raise ServerError(f"the server does not serve requests like these: {refused[0].message}")
+    errors = [outcome for outcome in outcomes if outcome.status == "error"]
+    if len(errors) > (1 - share) * len(outcomes):
+        raise ServerError(
+            f"the server failed at {len(errors)} of {len(outcomes)} requests, more than may be late "
+            f"({errors[0].message}): see its log"
+        )

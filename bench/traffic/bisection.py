@@ -7,13 +7,20 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bench.traffic.border import enclosed
+
 # Places that a search moves by at first.
 STRIDE = 4
 # Of an interval.
 CONFIDENCE = 0.95
 # Requests that follow one another wait together, so they do not count as that many trials: whether they are in time is
-# averaged over so many parts of a run, and the spread of the averages tells how many of them are worth one.
+# averaged over so many parts of a run at most, and the spread of the averages tells how many of them are worth one.
 PARTS = 20
+# Fewer tell no spread; each is so many times as long as requests wait together at most.
+LEAST_PARTS = 5
+PART = 2
+# Times the border, and parts of it, at which trials tell where it lies: further off the curve is another.
+NEAR = 1.5
 
 
 def highest_passing(passes: Callable[[int], bool], start: int, top: int, stride: int = STRIDE) -> int:
@@ -46,20 +53,49 @@ def wilson(share: float, count: float, confidence: float = CONFIDENCE) -> tuple[
     return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
-def independent(in_time: Sequence[bool]) -> float:
-    """How many independent trials these are worth, by the spread of the averages of `PARTS` parts; at most all.
+def student(confidence: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t over the normal one, by the expansion of Abramowitz & Stegun (26.7.5)."""
+    z = statistics.NormalDist().inv_cdf(0.5 + confidence / 2)
+    terms = (
+        (z**2 + 1) / 4,
+        (5 * z**4 + 16 * z**2 + 3) / 96,
+        (3 * z**6 + 19 * z**4 + 17 * z**2 - 15) / 384,
+        (79 * z**8 + 776 * z**6 + 1482 * z**4 - 1920 * z**2 - 945) / 92160,
+    )
+    return 1.0 + math.fsum(term / float(freedom) ** power for power, term in enumerate(terms, 1))
 
-    Still too many where runs of late requests are few: in simulated trials of 600 requests, 95 % in time, an interval
-    at 95 % holds the truth in 94 % of the cases if they are independent, 89 % if the state lasts for 5 requests on
-    average, 82 % for 10 and 55 % for 30. Longer trials mend that.
+
+def needed(together: float) -> int:
+    """Requests without which there is no telling how much their fates differ."""
+    return LEAST_PARTS * max(2, math.ceil(PART * together))
+
+
+def by_spread(in_time: Sequence[bool], together: float = 1.0, confidence: float = CONFIDENCE) -> float:
+    """How many independent trials these are worth in an interval, by the spread of the averages of parts; at most all.
+
+    All, where none or every one was late.
+
+    Args:
+        together: requests that follow one another and may wait together.
     """
     share = statistics.fmean(in_time) if in_time else 0.0
-    size = len(in_time) // PARTS
-    if size < 2 or share in (0.0, 1.0):
+    parts = min(PARTS, len(in_time) // max(2, math.ceil(PART * together)))
+    if share in (0.0, 1.0):
         return float(len(in_time))
-    means = [statistics.fmean(in_time[i * size : (i + 1) * size]) for i in range(PARTS)]
+    if parts < LEAST_PARTS:
+        return min(float(len(in_time)), len(in_time) / together)
+    size = len(in_time) // parts
+    means = [statistics.fmean(in_time[i * size : (i + 1) * size]) for i in range(parts)]
     inflation = statistics.variance(means) * size / (share * (1 - share))
-    return len(in_time) / max(1.0, inflation)
+    return len(in_time) / max(1.0, inflation) / student(confidence, parts - 1) ** 2
+
+
+def independent(in_time: Sequence[bool], together: float = 1.0) -> float:
+    """How many independent trials these are worth: `by_spread`, and at most one for all that may wait together.
+
+    Late requests come in so few runs that their spread alone is mostly too small.
+    """
+    return min(by_spread(in_time, together), len(in_time) / max(1.0, together))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +116,24 @@ class Trial:
     worth: float
 
     @classmethod
-    def of(cls, rate: float, seed: int, in_time: Sequence[bool]) -> Trial:
-        return cls(rate, seed, len(in_time), sum(in_time), independent(in_time))
+    def of(cls, rate: float, seed: int, in_time: Sequence[bool], together: float = 1.0) -> Trial:
+        """Of requests that follow one another, of which so many may wait together."""
+        return cls(rate, seed, len(in_time), sum(in_time), independent(in_time, together))
+
+    @property
+    def share(self) -> float:
+        """In time."""
+        return self.in_time / self.counted
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Where the share in time lies, at `CONFIDENCE`."""
-        return wilson(self.in_time / self.counted, self.worth)
+        """Where the share in time lies, at about `CONFIDENCE`."""
+        return wilson(self.share, self.worth)
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What all trials at a rate say together: the share in time, and where it lies at `CONFIDENCE`."""
+    """What all trials at a rate say together: the share in time, and where it lies at about `CONFIDENCE`."""
 
     rate: float
     share: float
@@ -172,15 +214,32 @@ class Search:
         return crossing(self.standings(), self.goal) if self.trials else 0.0
 
     @property
+    def interval(self) -> tuple[float, float | None]:
+        """Where the border lies, at about `CONFIDENCE`; 0 and None where it may be beyond all that were tried."""
+        value, made = self.value, [trial for trials in self.trials.values() for trial in trials]
+        beside = {
+            max((trial.rate for trial in made if trial.rate <= value), default=0.0),
+            min((trial.rate for trial in made if trial.rate > value), default=0.0),
+        }
+        near = [one for one in made if value / NEAR <= one.rate <= value * NEAR or one.rate in beside]
+        low, high = enclosed(near, self.goal, CONFIDENCE)
+        if not low or high is None:
+            least, most = enclosed(made, self.goal, CONFIDENCE)
+            low, high = low or least, most if high is None else high
+        return min(low, value), None if high is None else max(high, value)
+
+    @property
     def low(self) -> float:
-        """The highest rate that surely passes, and below any that surely does not; 0 where none does."""
-        high = self.high or math.inf
-        return max((one.rate for one in self.standings() if one.low >= self.goal and one.rate < high), default=0.0)
+        return self.interval[0]
 
     @property
     def high(self) -> float | None:
-        """The lowest rate that surely does not pass; None where all may."""
-        return min((one.rate for one in self.standings() if one.high < self.goal), default=None)
+        return self.interval[1]
+
+    @property
+    def open(self) -> bool:
+        """Whether the highest rate of all passes, so that the border is above."""
+        return self.places in self.trials and self._border() == self.places
 
     def _rate(self, place: int) -> float:
         return float(self.highest * self.apart ** (place - self.places))
@@ -204,11 +263,11 @@ class Search:
         return max((place for place in self.trials if self._rate(place) <= value * (1 + 1e-9)), default=-1)
 
     def _next(self, border: int) -> int | None:
-        """Where a trial tells most: beside the border, then further off, until either side is sure."""
+        """Where a trial tells most: beside the border, then further off, until the border is enclosed."""
         for place in (border, border + 1):
             if 0 <= place <= self.places and len(self.trials.get(place, ())) < self.repeats:
                 return place
-        low, high = self.low, self.high
+        low, high = self.interval
         for step in (1, 2, 4, 8):
             if border >= 0 and not low and border - step >= 0 and border - step not in self.trials:
                 return border - step

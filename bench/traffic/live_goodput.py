@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import secrets
 import time
 from collections.abc import Coroutine, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,8 +16,8 @@ from bench.serving import Address, server_of
 from bench.traffic import loops, tally
 from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.asking import Connections, Outcome, ask
-from bench.traffic.attempt import Attempted, Gone, Terms, attempt
-from bench.traffic.bisection import CONFIDENCE, Search, Trial
+from bench.traffic.attempt import SEEDS, Attempted, Terms, attempt
+from bench.traffic.bisection import CONFIDENCE, LEAST_PARTS, PART, Search, Trial
 from bench.traffic.mix import Asked, Kind, Mix
 from bench.traffic.mix_options import faces, listed, mix_of, variation_of
 from bench.traffic.slo import Slo, slos_of
@@ -27,8 +28,8 @@ from server.errors import ServerError
 LIVE_REQUESTS = 600
 # Of a closed loop that tells roughly what the server can do, for each request open at a time.
 ROUNDS = 4
-# Rates that are tried: so many, the highest so many times what a closed loop reached.
-PLACES, ABOVE = 70, 1.5
+# Rates that are tried: the highest so many times what a closed loop reached, the lowest that part of the highest.
+ABOVE, DOWN = 6.0, 1 / 120
 # Of what a closed loop reached, where the search begins.
 BEGIN = 0.7
 Item = TypeVar("Item")
@@ -68,20 +69,42 @@ class Reached:
 
     @property
     def failure(self) -> str | None:
-        """Why there is no rate; None if there is one."""
+        """Why there is no rate, or none that ends the search; None if there is one."""
         if self.search is None or not self.made:
             return f"no trial was made at {self.slo}"
+        standings = self.search.standings()
+        if self.search.open:
+            return f"{self.slo} is met at least up to {standings[-1].rate:.3g} requests/s, and nothing above was tried"
         if self.search.value:
             return None
-        least = self.search.standings()[0]
+        least = standings[0]
+        ended = "" if self.search.complete else " (--seconds ended the search)"
         return (
-            f"no rate meets {self.slo}: at {least.rate:.3g} requests/s {least.share:.0%} were in time, "
+            f"no rate down to {least.rate:.3g} requests/s meets {self.slo}{ended}: {least.share:.0%} were in time, "
             f"where {self.goal:.0%} must be; allow more, or take a quicker server"
         )
 
+    @property
+    def faults(self) -> list[str]:
+        """What a server that is measured may not do."""
+        sent = sum(sum(one.outcomes.values()) for one in self.made)
+        errors = [words for one in self.made for words in one.errors]
+        cached = sum(one.cached for one in self.made)
+        found = []
+        if errors:
+            found.append(
+                f"at {self.slo} the server failed at {len(errors)} of {sent} requests ({errors[0]}): see its log"
+            )
+        if cached:
+            found.append(
+                f"at {self.slo} {cached} of {sent} answers came from the server's response cache, which computes "
+                "nothing: start it without"
+            )
+        return found
+
     def measure(self) -> Measure:
         search = self.search
-        value, low, high = (search.value, search.low, search.high) if search and self.made else (0.0, 0.0, None)
+        value, (low, high) = (search.value, search.interval) if search and self.made else (0.0, (0.0, None))
         name = f"goodput at {self.slo}"
         return Measure(name, value, "requests/s", "higher", low=low if high is not None else None, high=high)
 
@@ -117,6 +140,8 @@ def _besides(made: Attempted) -> dict[str, Any]:
         "outcomes": made.outcomes,
         "late_sending_ms": round(1e3 * made.late_sending, 3),
         "seconds": round(made.seconds, 3),
+        "realised_rate": round(made.realised, 4),
+        "cached": made.cached,
     }
 
 
@@ -193,14 +218,15 @@ def _measured(
         server.limit = max(options.limit, terms.settling)
         try:
             _search(server, reached, terms, ABOVE * peak, near, options)
-        except Gone as error:
+        except ServerError as error:
             failures.append(str(error))
             break
         except KeyboardInterrupt:
             failures.append("interrupted")
             break
         near = (reached.search.value if reached.search else 0.0) or near
-    failures += [failure for reached in found if (failure := reached.failure) and not failures]
+    failures = failures or [failure for reached in found if (failure := reached.failure)]
+    failures += [fault for reached in found for fault in reached.faults]
     complete = len(found) == len(slos) and all(reached.search and reached.search.complete for reached in found)
     return {
         "partial": not complete or bool(failures),
@@ -210,6 +236,7 @@ def _measured(
         "overheads": alone.overheads(),
         "closed_loop_requests_per_second": peak,
         "settings": {"mix": settings(mix), "cv": variation, "attainment": options.attainment, "confidence": CONFIDENCE}
+        | {"interval": "approximate"}
         | {name: getattr(options, name) for name in ("requests", "seeds", "apart", "max_rows", "fake")},
         **told([reached.measure() for reached in found], [reached.plot() for reached in found if reached.made]),
     }
@@ -226,8 +253,9 @@ def _search(
         reached.made.append(made)
         return made.trial
 
+    places = math.ceil(-math.log(DOWN, 1 + options.apart))
     search = Search(
-        try_at, terms.share, highest, 1 + options.apart, PLACES, options.seeds, lambda: time.monotonic() > end
+        try_at, terms.share, highest, 1 + options.apart, places, options.seeds, lambda: time.monotonic() > end
     )
     reached.search = search
     search.run(near)
@@ -236,7 +264,8 @@ def _search(
 def terms_of(slo: Slo, mix: Mix, alone: Alone, variation: float, options: argparse.Namespace) -> Terms:
     """Of the trials at a limit.
 
-    At a rate that is too high by `apart`, a request comes to wait as long as it may after so many times that long.
+    At a rate that is too high by `apart`, a request comes to wait as long as it may after so many times that long. A
+    trial lasts for as many times the slowest request as tell how much their fates differ, too.
     """
     expected = alone.expected
     slack = sum(alone.share[kind] * max(0.0, slo.limit(seconds) - seconds) for kind, seconds in expected.items())
@@ -245,7 +274,9 @@ def terms_of(slo: Slo, mix: Mix, alone: Alone, variation: float, options: argpar
     def limit(kind: Kind) -> float:
         return slo.limit(alone.seconds(kind))
 
-    return Terms(mix, limit, longest, options.attainment, slack / options.apart, options.requests, variation)
+    least = max(slack / options.apart, LEAST_PARTS * PART * longest)
+    salt = secrets.randbelow(SEEDS)
+    return Terms(mix, limit, longest, options.attainment, least, options.requests, variation, salt)
 
 
 def _named(kind: Kind) -> str:

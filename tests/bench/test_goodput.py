@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from bench.simulated.load import Load
 from bench.simulated.simulation import GRID, Goodput, Ledger, Settings, goodputs, simulate
 from bench.traffic import live_goodput
 from bench.traffic.attempt import Attempted, attempt
+from bench.traffic.echo import answered
 from server.errors import ServerError
 from tests.odd_servers import OddTriton
 
@@ -185,7 +187,7 @@ def test_an_early_end_is_told_and_what_was_found_is_kept(
     dies: bool, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "goodput.json"
-    load = ["--slo-ms", "500", "400", "--requests", "80", "--max-rows", "2", "--apart", "1"]
+    load = ["--slo-ms", "200", "160", "--requests", "80", "--max-rows", "2", "--apart", "1"]
     with OddTriton() as server:
         second_trial(monkeypatch, server.die if dies else interrupt)
         assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
@@ -194,5 +196,34 @@ def test_an_early_end_is_told_and_what_was_found_is_kept(
     (failure,) = result["failures"]
     assert failure.startswith(said)
     assert capsys.readouterr().err == f"goodput: {failure}\n"
-    assert len(result["goodput"]["500 ms"]["trials"]) == 1
-    assert "goodput at 500 ms" in result["measures"]
+    assert len(result["goodput"]["200 ms"]["trials"]) == 1
+    assert "goodput at 200 ms" in result["measures"]
+
+
+def test_a_server_that_fails_is_told_and_what_was_found_is_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "goodput.json"
+    asked = itertools.count()
+    failing = False
+
+    def infer(request: Any) -> Any:
+        if failing and next(asked) % 8 == 0:
+            raise RuntimeError("out of memory")
+        return answered(request)
+
+    def fail() -> None:
+        nonlocal failing
+        failing = True
+
+    with OddTriton(infer) as server:
+        second_trial(monkeypatch, fail)
+        load = ["--slo-ms", "100", "--requests", "80", "--max-rows", "2", "--apart", "1"]
+        assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
+    result = json.loads(kept.read_text())
+    (failure,) = result["failures"]
+    assert "requests, more than may be late" in failure
+    assert "out of memory" in failure
+    assert capsys.readouterr().err.splitlines()[-1] == f"goodput: {failure}"
+    assert result["partial"] is True
+    assert len(result["goodput"]["100 ms"]["trials"]) == 1

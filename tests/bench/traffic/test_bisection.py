@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from bench.traffic.bisection import Search, Standing, Trial, crossing, highest_passing, independent, wilson
+from bench.traffic.bisection import (
+    Search,
+    Standing,
+    Trial,
+    by_spread,
+    crossing,
+    highest_passing,
+    independent,
+    needed,
+    student,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("border", range(-1, 31))
@@ -38,7 +49,38 @@ def test_requests_that_fail_together_are_worth_fewer() -> None:
     assert independent(scattered) > 500
     assert independent(together) < 150
     assert independent([True] * 300) == 300
+    assert independent([True] * 300, together=10.0) == 30
     assert independent([]) == 0
+
+
+def test_few_parts_are_worth_less_than_many_and_too_few_say_nothing() -> None:
+    in_time = [i % 10 != 0 for i in range(1000)]
+    assert needed(20.0) == 200
+    assert by_spread(in_time, 2.0) > by_spread(in_time, 80.0) > by_spread(in_time, 80.0, 0.99) > 0
+    assert by_spread(in_time[:199], 20.0) == pytest.approx(199 / 20)
+
+
+@pytest.mark.parametrize(("freedom", "quantile"), [(4, 2.776), (6, 2.447), (19, 2.093), (1000, 1.962)])
+def test_student_is_the_one_of_the_tables(freedom: int, quantile: float) -> None:
+    assert 1.95996 * student(0.95, freedom) == pytest.approx(quantile, abs=0.004)
+
+
+def test_an_interval_of_requests_that_wait_together_holds_the_share() -> None:
+    """Late ones come in runs of 10 on average, by a chain of two states, 95 % in time."""
+    held, plain = 0, 0
+    for seed in range(200):
+        draw = random.Random(seed)
+        state, in_time = True, []
+        for _ in range(600):
+            state = draw.random() >= (1 / 190 if state else 0.9)
+            in_time.append(state)
+        trial = Trial.of(1.0, 0, in_time, together=10.0)
+        low, high = trial.interval
+        held += low <= 0.95 <= high
+        low, high = wilson(trial.share, trial.counted)
+        plain += low <= 0.95 <= high
+    assert held / 200 >= 0.93
+    assert plain / 200 < 0.7
 
 
 def standing(rate: float, share: float, counted: int = 100) -> Standing:
@@ -77,6 +119,16 @@ def test_a_noisy_border_is_found_and_enclosed(border: float, start: float) -> No
     assert search.high > border / 1.05
     assert 3 in {len(made) for made in search.trials.values()}
     assert len({trial.seed for made in search.trials.values() for trial in made}) == 3
+
+
+def test_a_search_whose_highest_rate_passes_is_open() -> None:
+    search = noisy(1000.0)
+    search.run(50.0)
+    assert search.open
+    assert (search.value, search.high) == (200.0, None)
+    search = noisy(10.0)
+    search.run(50.0)
+    assert not search.open
 
 
 def test_nothing_passes_where_nothing_can() -> None:
