@@ -1,6 +1,7 @@
 """Keys cover what determines a plan, and plans that are not what they should be are refused with reason and remedy."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ from engines.build import Order, build
 from engines.component import PipelineSpec
 from engines.errors import ArtefactError, PlanError
 from engines.manifest import Machine, Manifest, Options, Recipe, check, find_plan, plans
-from engines.profiles import Rows, ShapeRange
+from engines.profiles import Rows, ShapeRange, Tokens
+from tests.made_up_plans import VERSION, write_plan
 from tests.toy_export import write_toy_export
 
 RECIPE = Recipe(
@@ -200,6 +202,20 @@ def test_the_plan_with_the_most_rows_is_found(toy_export: Path, plan: Path, mach
     assert len(plans(toy_export)) == 3
     found, _ = find_plan(toy_export, "unet", (64, 64), machine)
     assert found == wide[0].plan != plan
+
+
+def test_of_plans_with_as_many_rows_the_one_for_longer_prompts_is_found(tmp_path: Path, fake_export: Path) -> None:
+    folder = shutil.copytree(fake_export, tmp_path / "export")
+    (folder / "plans").mkdir()
+    for tokens in (77, 616, 231):
+        write_plan(folder, PipelineSpec.read(folder), "unet", (64, 64), (8, 9), tokens=Tokens(77, 77, tokens))
+    machine = Machine("tensorrt", VERSION, (8, 9))
+    plan, found = find_plan(folder, "unet", (64, 64), machine)
+    assert found.profile["encoder_hidden_states"].maximum == (12, 616, 8)
+    flip(plan)
+    assert find_plan(folder, "unet", (64, 64), machine, to_run=False)[0] == plan
+    _, second = find_plan(folder, "unet", (64, 64), machine)
+    assert second.profile["encoder_hidden_states"].maximum == (12, 231, 8)
 
 
 def test_a_plan_without_sides_is_found_for_every_resolution(toy_export: Path, machine: Machine) -> None:

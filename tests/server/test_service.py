@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from engines.component import Arrays, PipelineSpec
-from engines.errors import ProviderError
+from engines.errors import FeedError, ProviderError
 from engines.runner import Runner
 from server.checkpoints import Checkpoints, open_checkpoints
 from server.config import ServerConfig
@@ -395,6 +395,19 @@ def test_component_failure_is_answered(service: Service, runners: dict[str, Bloc
     assert broken.wait()
     assert "gone" in str(broken.error)
     images(submit(service, prompt="y y", num_inference_steps=1))
+
+
+@pytest.mark.parametrize("component", ["text_encoder", "unet"])
+def test_a_request_that_does_not_fit_a_component_is_told_so(
+    service: Service, runners: dict[str, BlockableRunner], component: str
+) -> None:
+    runners[component].failures.extend([FeedError("its plan takes 1x77x8 to 16x231x8")] * 2)
+    refused = submit(service, prompt="x x", num_inference_steps=1)
+    assert refused.wait()
+    assert isinstance(refused.error, InvalidRequest)
+    assert "its plan takes 1x77x8 to 16x231x8" in str(refused.error)
+    runners[component].failures.clear()
+    images(submit(service, prompt="w w", num_inference_steps=1))
 
 
 def test_full_queue_is_answered_at_once(service: Service, runners: dict[str, BlockableRunner]) -> None:
