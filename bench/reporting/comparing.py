@@ -121,9 +121,11 @@ def testable(ours: int, theirs: int, confidence: float) -> bool:
 def _range(measure: Measure) -> Interval | None:
     if len(measure.samples) > 1:
         return min(measure.samples), max(measure.samples)
-    if measure.low is not None and measure.high is not None and math.isfinite(measure.low + measure.high):
-        return measure.low, measure.high
-    return None
+    low, high = measure.low, measure.high
+    if low is None or high is None or not (math.isfinite(low) or math.isfinite(high)):
+        return None
+    # As read, an end that is not known is none.
+    return low if math.isfinite(low) else -math.inf, high if math.isfinite(high) else math.inf
 
 
 def _by_samples(a: Measure, b: Measure, judging: Judging) -> tuple[Interval | None, Basis, bool]:

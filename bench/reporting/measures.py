@@ -25,7 +25,8 @@ class Measure:
         unit: such as "ms", "images/s"; empty for ratios.
         better: which way is an improvement; None where neither is.
         samples: repetitions of the same figure, from which the noise is known; not parts of a distribution.
-        low, high: where the figure may lie by what was repeated, where there are no samples to tell.
+        low, high: where the figure may lie by what was repeated, where there are no samples to tell; one of them is
+            infinite where that end is not known.
     """
 
     name: str

@@ -91,6 +91,7 @@ def _section(result: Result, heading: str, index: int) -> Mapping[str, Any]:
 
 
 def _rest(whole: Mapping[str, Any]) -> str:
-    rest = {name: value for name, value in whole.items() if name not in SHOWN}
+    server = whole.get("environment", {}).get("server")
+    rest = {**({"server": server} if server else {}), **{name: one for name, one in whole.items() if name not in SHOWN}}
     text = json.dumps(rest, indent=1, ensure_ascii=False) if rest else ""
     return text if len(text) <= REST_CHARACTERS else f"{text[:REST_CHARACTERS]}\n… the JSON file has all of it"

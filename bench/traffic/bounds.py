@@ -57,7 +57,7 @@ def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, Interval]:
     for share in SHARES:
         if can_be_told(share, len(seconds)):
             low, high = percentile_interval(seconds, share)
-            found[f"{name} p{100 * share:g}"] = round(1e3 * low, 3), round(1e3 * high, 3)
+            found[f"{name} p{100 * share:g}"] = round(max(0.0, 1e3 * low), 3), round(1e3 * high, 3)
     return found
 
 

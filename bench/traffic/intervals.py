@@ -1,9 +1,11 @@
 """How sure figures of a load are, from the requests of that load alone.
 
 What differs between loads, such as what else the machine does, no interval of one of them can tell. Requests that
-follow one another wait together and are late together, so they count as fewer than they are, by the spread of the
-averages of `PARTS` parts of the load (batch means; Law and Carson, 1979); congestion that lasts longer than a part is
-still counted too often. So all intervals are approximate.
+follow one another wait together and are late together, so they count as fewer than they are: by the autocorrelation
+of their ranks, or where only a yes or a no is known, by the spread of the averages of `PARTS` parts (batch means; Law
+and Carson, 1979). Congestion that lasts for much of a load is still counted too often, so all are approximate: of 60
+simulated queues of 200 requests (one server, Poisson arrivals), intervals of p50 to p99 held the truth in 92 to 100 %
+at 50 % and at 80 % of the capacity; at 90 % of it that of p50 did in 83 %.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TypeAlias
 
-from bench.traffic.latencies import percentile
+import numpy as np
 
 Interval: TypeAlias = tuple[float, float]
 CONFIDENCE = 0.95
@@ -43,20 +45,37 @@ def worth(happened: Sequence[bool]) -> float:
     return len(happened) / max(1.0, statistics.variance(means) * size / (share * (1 - share)))
 
 
-def percentile_interval(values: Sequence[float], share: float) -> Interval:
-    """Where a percentile lies, by the order of the values (binomial); at most from the least to the greatest of them.
+def together(values: Sequence[float]) -> float:
+    """How many that follow one another are worth one: the sum of the autocorrelations of their ranks.
 
     Args:
         values: at least one, in order of sending.
     """
-    middle = percentile(values, share)
-    trials = max(1, round(worth([value <= middle for value in values])))
+    _, place, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
+    spectrum = np.fft.rfft(ranks - ranks.mean(), 2 * len(ranks))
+    products = np.fft.irfft(spectrum * spectrum.conj())[: len(ranks) // 2 + 1]
+    if len(counts) == 1:
+        return 1.0
+    positive = np.flatnonzero(products <= 0)
+    # Beyond the first that is none, there is only noise to be added up.
+    last = int(positive[0]) if len(positive) else len(products)
+    return float(1 + 2 * products[1:last].sum() / products[0])
+
+
+def percentile_interval(values: Sequence[float], share: float) -> Interval:
+    """Where a percentile lies, by the order of the values (binomial); infinite where they do not reach so far.
+
+    Args:
+        values: at least one, in order of sending.
+    """
+    # What they are worth is an estimate too, which Student's t makes up for.
+    trials = max(1, round(len(values) / together(values) / (T / Z) ** 2))
     low = _binomial(trials, share, (1 - CONFIDENCE) / 2) / trials
     high = (_binomial(trials, share, (1 + CONFIDENCE) / 2) + 1) / trials
     ranked = sorted(values)
-    ends = math.floor(low * len(ranked)), math.ceil(round(high * len(ranked), 9))
-    least, greatest = (ranked[min(max(rank, 1), len(ranked)) - 1] for rank in ends)
-    return least, greatest
+    first, last = math.floor(round(low * len(ranked), 9)), math.ceil(round(high * len(ranked), 9))
+    return ranked[first - 1] if first else -math.inf, ranked[last - 1] if last <= len(ranked) else math.inf
 
 
 def _binomial(trials: int, share: float, part: float) -> int:

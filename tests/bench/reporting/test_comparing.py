@@ -78,6 +78,16 @@ def test_ranges_differ_when_they_do_not_meet(a: tuple[float, float], b: tuple[fl
     assert change.high == pytest.approx(b[1] / a[0])
 
 
+def test_an_end_that_is_not_known_is_as_far_as_can_be(tmp_path: Path) -> None:
+    """Such as the upper one of a percentile that few requests tell."""
+    known = Measure("m", 5.0, "ms", "lower", low=4.0, high=6.0)
+    told = Measure("m", 8.0, "ms", "lower", low=7.0, high=math.inf)
+    least = read(written(tmp_path / "a.json", [told])).measures["m"]
+    assert (_one(known, least).verdict, _one(known, least).basis) == ("worse", "ranges")
+    assert _one(least, Measure("m", 99.0, "ms", "lower", low=98.0, high=100.0)).verdict == "same"
+    assert _one(least, known).verdict == "better"
+
+
 def test_two_or_three_repetitions_must_also_be_far_apart() -> None:
     few = Measure.median("m", [1.00, 1.01, 1.02], "ms", "lower")
     assert _one(few, Measure.median("m", [1.05, 1.06, 1.07], "ms", "lower")).verdict == "same"
