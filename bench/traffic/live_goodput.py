@@ -18,6 +18,7 @@ from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.attempt import SEEDS, Attempted, Terms, attempt
 from bench.traffic.bisection import CONFIDENCE, LEAST_PARTS, PART, Search, Trial
+from bench.traffic.identity import identity
 from bench.traffic.mix import Asked, Kind, Mix
 from bench.traffic.mix_options import faces, listed, mix_of, variation_of
 from bench.traffic.slo import Slo, slos_of
@@ -37,7 +38,7 @@ Item = TypeVar("Item")
 
 def add_live_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("on a live server")
-    group.add_argument("--size", type=listed(size_of), help="of pictures: 128, or height x width as 128x192 (128)")
+    group.add_argument("--size", type=listed(size_of), help="512, or height x width as 512x768 (the server's first)")
     group.add_argument("--images", type=listed(int), help="of one request (1)")
     group.add_argument("--face", type=faces, help="unary, stream, both of these, or http (unary)")
     group.add_argument("--apart", type=float, default=0.05, help="by which neighbouring rates differ, a part of them")
@@ -193,7 +194,9 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
     with server_of(options) as address, asyncio.Runner() as loop:
         connections = loop.run(_connected(address))
         try:
-            return _measured(Server(loop, connections, options.limit), mix, variation, slos, options)
+            told_of = loop.run(identity(connections[0]))
+            found = _measured(Server(loop, connections, options.limit), mix, variation, slos, options)
+            return {**found, "environment": {"server": told_of} if told_of else {}}
         finally:
             loop.run(connections.__aexit__())
 
