@@ -83,18 +83,15 @@ async def _freed(
     running = asyncio.ensure_future(send(long))
     await asyncio.sleep(SETTLE_SECONDS)
     waiting = asyncio.ensure_future(other.generate(prompt=PROMPT, num_inference_steps=STEPS, **LAST))
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(_cancelled, running, waiting)
         await asyncio.sleep(SETTLE_SECONDS + phase)
         left = time.monotonic()
         await leave(running, name)
         timing = (await waiting).metadata["timing"]
         seconds: float = time.monotonic() - timing["denoise_seconds"] - timing["decode_seconds"] - left
-    except BaseException:
-        running.cancel()
-        waiting.cancel()
-        raise
-    finally:
-        ended, _ = await asyncio.gather(running, waiting, return_exceptions=True)
+        stack.pop_all()
+    (ended,) = await asyncio.gather(running, return_exceptions=True)
     if not isinstance(ended, BaseException):
         raise ServerError("the long request was answered, though its client had left it")
     if not isinstance(ended, asyncio.CancelledError | Cancelled):
@@ -102,3 +99,9 @@ async def _freed(
     if seconds < 0:
         raise ServerError("the waiting request began before the other was left")
     return seconds
+
+
+async def _cancelled(*requests: asyncio.Future[Any]) -> None:
+    for request in requests:
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
