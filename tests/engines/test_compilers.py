@@ -61,7 +61,7 @@ def test_both_generations_are_told_the_same(toy_export: Path, version: str, stro
         "level": 4,
         "profile": {
             "sample": [[1, 4, 8, 8], [2, 4, 8, 8], [4, 4, 8, 8]],
-            "encoder_hidden_states": [[1, 77, 8], [2, 77, 8], [4, 231, 8]],
+            "encoder_hidden_states": [[1, 77, 8], [2, 77, 8], [4, 616, 8]],
         },
         "timing_cache": "",
         "edges": {"sample": "FLOAT", "encoder_hidden_states": "FLOAT", "out_sample": "FLOAT"},

@@ -41,6 +41,7 @@ def verified(fake_export: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
         monkeypatch.setattr(verify, "open_runner", opened)
         monkeypatch.setattr(runner, "available", lambda: ("cuda", "cpu"))
+        monkeypatch.setattr(runner, "device_capability", lambda: (8, 9))
         monkeypatch.setattr(PipelineSpec, "verify", lambda spec, folder: None)
         return main_verify(options(fake_export, *arguments))
 
