@@ -39,7 +39,7 @@ class ServerConfig:
         cpu_precision: that OpenVINO computes in, `f32` or `bf16`; empty takes bf16 where the processor multiplies it.
         pinned: bind the UNet's threads to cores, which then are its own.
         unet_threads: CPU threads of the UNet; 0 lets the provider choose.
-        component_threads: CPU threads of each component that runs once per image.
+        component_threads: CPU threads of each component that runs once per image; 0 lets the provider choose.
         max_rows: rows of one UNet call.
         row_cap: rows that calls are filled up to; 0 takes the fewest that give nearly the best throughput, as measured.
         batch_sizes: rows that a compiled UNet takes; empty means any.
@@ -68,7 +68,7 @@ class ServerConfig:
     cpu_precision: str = ""
     pinned: bool = False
     unet_threads: int = 0
-    component_threads: int = 1
+    component_threads: int = 0
     max_rows: int = 16
     row_cap: int = 0
     batch_sizes: tuple[int, ...] = ()

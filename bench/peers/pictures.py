@@ -123,7 +123,7 @@ def reference(config: ServerConfig, order: Order) -> Pictures:
     Raises:
         EngineError: the export cannot be run.
     """
-    lockstep = Lockstep(open_checkpoints(replace(config, provider=REFERENCE, component_threads=0)))
+    lockstep = Lockstep(open_checkpoints(replace(config, provider=REFERENCE)))
     drawn = []
     for fields in fields_of(order):
         sent = {name: [value.encode() if isinstance(value, str) else value] for name, value in fields.items()}

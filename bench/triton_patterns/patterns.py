@@ -65,8 +65,7 @@ class PatternServer(TritonServer):
     """A tritonserver with one pattern as its only model; see `TritonServer`."""
 
     def __init__(self, pattern: Pattern, config: ServerConfig, log: Path | None = None) -> None:
-        # While a picture is decoded nothing else is computed, so the decoder may have all cores.
-        super().__init__(replace(config, component_threads=0, max_rows=2 * pattern.max_batch_size), log=log)
+        super().__init__(replace(config, max_rows=2 * pattern.max_batch_size), log=log)
         self.pattern = pattern
 
     @property

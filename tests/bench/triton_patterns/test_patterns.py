@@ -27,7 +27,7 @@ def test_patterns_differ_in_their_batches_alone(fake_export: Path) -> None:
     assert '{ name: "seed" data_type: TYPE_INT64 dims: [ 1 ] }' in serial
     server = PatternServer(PATTERNS["triton_static"], ServerConfig(fake_export))
     assert server.models == ["triton_static"]
-    assert (server.config.max_rows, server.config.component_threads) == (16, 0)
+    assert server.config.max_rows == 16
 
 
 @pytest.mark.triton
