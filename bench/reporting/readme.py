@@ -16,7 +16,7 @@ def section(results: Sequence[Result]) -> str:
     """One table for each result, below its command, machine and date."""
     if not results:
         return "No results are kept yet."
-    legend = f"Spread is {words.SPREAD}; in parentheses, how many."
+    legend = f"Spread is {words.SPREAD}."
     return "\n\n".join([legend, *(_table(result) for result in results)])
 
 

@@ -14,7 +14,10 @@ from bench.reporting.measures import Measure
 ABSENT = "–"
 # From so many repetitions on, the outermost are left out of what is told of their spread.
 MANY = 20
-SPREAD = f"from the least to the greatest repetition; the middle 90 % where there are {MANY} or more"
+SPREAD = (
+    f"from the least to the greatest repetition (the middle 90 % where there are {MANY} or more), with their number in "
+    "parentheses; without a number, where the figure lies with 95 % confidence"
+)
 
 
 def number(value: float) -> str:

@@ -157,6 +157,12 @@ def test_missing_prompt_is_answered_over_grpc(server: TritonServer) -> None:
     assert str(caught.value.status()) == "StatusCode.INVALID_ARGUMENT"
 
 
+@pytest.mark.parametrize("name", ["timeout_ms", "seed", "priority_of_mine"])
+def test_a_field_that_came_as_a_parameter_is_refused(server: TritonServer, name: str) -> None:
+    with grpc.InferenceServerClient(server.grpc_url) as made, pytest.raises(InferenceServerException, match=name):
+        made.infer(FACE, [tensor("prompt", np.array([PROMPT.encode()], np.object_), "BYTES")], parameters={name: 5})
+
+
 def test_bad_input_is_answered_on_a_stream(client: Client) -> None:
     with pytest.raises(InvalidRequest, match="num_inference_steps is 0"):
         client.stream(prompt=PROMPT, num_inference_steps=0)
