@@ -14,7 +14,8 @@ from bench.loadgen.summary import Summary, read_summary
 from bench.reporting.measures import Measure, Plot, distribution, told
 from bench.traffic.latencies import milliseconds
 
-PERCENTILES = ("p50", "p90", "p99")
+# The fewest queries of which each is another than the largest latency.
+PERCENTILES = {"p50": 2, "p90": 10, "p99": 100}
 
 
 def told_of(answering: Answering, scenario: Scenario, folder: Path) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def told_of(answering: Answering, scenario: Scenario, folder: Path) -> dict[str,
         return {**own, "valid": False, "reasons": list(failures), **told([], plots(answered))}
     summary = read_summary(folder)
     # A query that failed was answered sooner than any that was drawn, and counts as one in LoadGen's figures.
-    measures = [] if failures else measures_of(scenario, summary)
+    measures = [] if failures else measures_of(scenario, summary, len(answered))
     return {
         **own,
         "valid": summary.valid and not failures,
@@ -44,11 +45,11 @@ def told_of(answering: Answering, scenario: Scenario, folder: Path) -> dict[str,
     }
 
 
-def measures_of(scenario: Scenario, summary: Summary) -> list[Measure]:
-    """Images a second and percentiles of latency, as LoadGen has them."""
-    percentiles = summary.percentiles
+def measures_of(scenario: Scenario, summary: Summary, queries: int) -> list[Measure]:
+    """Images a second, and those percentiles of latency that so many queries have, as LoadGen has them."""
+    percentiles = {name: summary.percentiles[name] for name, fewest in PERCENTILES.items() if queries >= fewest}
     throughput = Measure(f"{scenario} throughput", summary.samples_per_second(scenario), "images/s", "higher")
-    latencies = [Measure(f"{scenario} latency {name}", percentiles[name], "ms", "lower") for name in PERCENTILES]
+    latencies = [Measure(f"{scenario} latency {name}", value, "ms", "lower") for name, value in percentiles.items()]
     return [throughput, *latencies]
 
 

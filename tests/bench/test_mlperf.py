@@ -113,6 +113,26 @@ def test_a_short_run_and_one_that_outlives_its_server(fake_export: Path, tmp_pat
         assert 0.5 * ours < theirs < 2 * ours + 100
         assert (tmp_path / "logs" / "Offline" / "mlperf_log_detail.txt").stat().st_size > 1000
 
+        code, single = played("--scenario", "SingleStream", "--duration", "0.3", "--samples", "80")
+        assert (code, single["valid"], single["reasons"]) == (0, True, [])
+        assert single["queries"]["answered"] >= 80
+        assert list(single["measures"])[:3] == [
+            f"SingleStream {what}" for what in ("throughput", "latency p50", "latency p90")
+        ]
+        # One at a time: as many a second as there is room for, one after the other.
+        seconds = 1e-3 * single["latency_ms"]["mean"]
+        assert 0.5 / seconds < single["measures"]["SingleStream throughput"]["value"] < 1.1 / seconds
+        assert single["target_qps"] == pytest.approx(2 / single["seconds_alone"])
+
+        limits = ["--percentile", "0.9", "--latency", "2"]
+        length = ["--duration", "0.5", "--samples", "100", "--target-qps", "150"]
+        code, served = played("--scenario", "Server", *limits, *length, "--require-valid")
+        assert (code, served["valid"], served["reasons"]) == (0, True, [])
+        assert served["queries"]["answered"] >= 100
+        assert served["scaled"]["latency"] == {"rule": 20.0, "used": 2.0}
+        assert served["measures"]["Server latency p99"]["value"] < 2000
+        assert 50 < served["measures"]["Server throughput"]["value"] < 300
+
         code, scored = played("--scenario", "SingleStream", "--accuracy", "--samples", "3", "--target-qps", "5")
         assert (code, scored["queries"], scored["mode"]) == (0, {"answered": 3, "failed": 0}, "AccuracyOnly")
         assert set(scored["score"]) == {"colour", "background", "shape"}
