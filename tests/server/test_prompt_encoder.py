@@ -14,8 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from engines.catalog import Widths, components_of
 from engines.component import Arrays, Component
 from engines.errors import ProviderError
+from engines.profiles import MAX_CHUNKS
 from server import prompt_encoder as module
-from server.chunks import MAX_CHUNKS
 from server.conditioning import Array, Text
 from server.errors import InvalidRequest
 from server.fields import PROMPT_SYNTAXES
