@@ -167,9 +167,11 @@ def _step_seconds(options: argparse.Namespace) -> tuple[tuple[int, float], ...]:
         return ()
     if len(options.model) > 1:
         raise StartupError("--step-curve is of one checkpoint: leave it out to serve several, whose calls are measured")
-    # A fake takes the time of any other.
-    provider = None if options.provider == "fake" else chosen_provider(options.provider)
-    return step_seconds(options.step_curve, PipelineSpec.read(options.model[0][1]), provider)
+    spec = PipelineSpec.read(options.model[0][1])
+    if options.provider == "fake":  # takes the time of any other
+        return step_seconds(options.step_curve, spec, None)
+    provider = chosen_provider(options.provider, plans=options.plans)
+    return step_seconds(options.step_curve, spec, provider, plans=options.plans)
 
 
 def generate(options: argparse.Namespace) -> int:
