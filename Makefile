@@ -44,14 +44,14 @@ check: setup
 RESULTS := out/bench
 FULL := out/full
 
-# Every kind of measurement on the embedded checkpoint, in some eleven minutes, and a page of them all: out/report.html.
+# Every kind of measurement on the embedded checkpoint, in some twelve minutes, and a page of them all: out/report.html.
 bench: export
 	$(RUN) -m bench offline --model $(EXPORT) --rows 1,2,4,8,16 --sizes 128 --repeats 3 --json $(RESULTS)/offline.json
 	$(RUN) -m bench host --json $(RESULTS)/host.json
 	$(RUN) -m bench quality --task all --cases 25 $(MODELS) --json $(RESULTS)/quality.json
-	$(RUN) -m bench online --model $(EXPORT) --steps 4,20,50 --rate 1,2,3 --duration 20 --json $(RESULTS)/online.json
+	$(RUN) -m bench online --model $(EXPORT) --steps 4,20,50 --rate 3,6 --requests 200 --json $(RESULTS)/online.json
 	$(RUN) -m bench online --model $(EXPORT) --fake --steps 4,20,50 --samplers euler,dpmpp_2m,ddim --face stream \
-		--preview-interval 5 --rate 2,4,6,7 --duration 15 --json $(RESULTS)/online-fake.json
+		--preview-interval 5 --rate 4,8 --requests 200 --json $(RESULTS)/online-fake.json
 	$(RUN) -m bench latency --model $(EXPORT) --repeats 15 --json $(RESULTS)/latency.json
 	$(RUN) -m bench harness --model $(EXPORT) --seconds 5 --json $(RESULTS)/harness.json
 	$(RUN) -m bench goodput --dry-run --requests 300 --seeds 1 --json $(RESULTS)/goodput.json
@@ -61,7 +61,7 @@ bench: export
 		--peer diffusers_fp32 --peer openvino_genai --peer triton_serial --peer triton_static --json $(RESULTS)/peers.json
 	$(RUN) -m bench report $(RESULTS)/*.json --html out/report.html
 
-# The same machine at full size: Stable Diffusion 2.1 with random weights at 512 x 512, without a GPU: hours.
+# The same machine at full size: Stable Diffusion 2.1 with random weights at 512 x 512, without a GPU: most of an hour.
 bench-full: setup
 	test -e $(FULL)/checkpoint/model_index.json || \
 		$(RUN) -m export --random-weights sd21 --out $(FULL)/checkpoint

@@ -4,8 +4,7 @@ Goodput is the highest rate of random arrivals at which a share of the requests 
 latency alone, or within so many milliseconds. It is found by bisection. A trial at a rate ends when a Wilson interval
 lies on one side of the share, those that pass not before a slowly growing queue would show. Trials at both sides of the
 border are repeated with other arrivals. Low and high are an approximate 95 % interval of the border, by all trials
-together: requests that come within as long of one another as the slowest may take wait together, and count as one
-independent trial at most.
+together, in which all requests that come within twice the longest limit count as one independent trial at most.
 
 With --dry-run three ways of batching are compared on a model of a device, whose seconds are skipped.
 """

@@ -25,9 +25,9 @@ from bench.traffic.asking import Connections, Outcome, ask
 from bench.traffic.latencies import milliseconds, percentile
 from bench.traffic.mix import FACES, Asked, Mix
 from server.async_client import AsyncClient
+from server.deployment import SHARED_MEMORY
 from server.errors import ServerError
 from server.fields import Value
-from server.launch import SHARED_MEMORY
 from server.repository import STREAM
 
 # Quicker than any device, so that what is soaked is the host.

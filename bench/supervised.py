@@ -10,9 +10,10 @@ from pathlib import Path
 
 from engines.errors import EngineError
 from server.config import ServerConfig
+from server.deployment import SHARED_MEMORY
 from server.errors import ServerError, StartupError
 from server.installation import STUB
-from server.launch import SHARED_MEMORY, START_SECONDS, TritonServer
+from server.launch import START_SECONDS, TritonServer
 from server.process_group import Process, members
 from server.supervisor import Supervisor
 

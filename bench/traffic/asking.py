@@ -12,9 +12,10 @@ from typing import Any, Literal, TypeAlias
 from bench.traffic.http_face import HttpClient
 from bench.traffic.mix import Asked
 from server.answers import Result
-from server.async_client import AsyncClient, Disconnected, Message
+from server.async_client import AsyncClient
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
 from server.forwarding import GONE
+from server.protocol import Disconnected, Message
 from server.sampler_names import find_sampler
 
 # refused: there was no room, or the deadline could not be met; expired: the deadline passed; left: nobody waited for

@@ -218,7 +218,7 @@ def _measured(
         found.append(reached)
         terms = terms_of(slo, mix, alone, variation, options)
         # What may still be in time is waited for.
-        server.limit = max(options.limit, terms.settling)
+        server.limit = max(options.limit, terms.longest)
         try:
             _search(server, reached, terms, ABOVE * peak, near, options)
         except ServerError as error:

@@ -221,9 +221,10 @@ def test_a_server_that_fails_is_told_and_what_was_found_is_kept(
         load = ["--slo-ms", "100", "--requests", "80", "--max-rows", "2", "--apart", "1"]
         assert main(["goodput", "--url", server.url, *load, "--json", str(kept)]) == 1
     result = json.loads(kept.read_text())
-    (failure,) = result["failures"]
-    assert "requests, more than may be late" in failure
-    assert "out of memory" in failure
-    assert capsys.readouterr().err.splitlines()[-1] == f"goodput: {failure}"
+    # Trials that ended before the share of errors was too large have some to tell too.
+    failures = result["failures"]
+    assert "requests, more than may be late" in failures[0]
+    assert all("out of memory" in failure for failure in failures)
+    assert capsys.readouterr().err.splitlines()[-len(failures) :] == [f"goodput: {failure}" for failure in failures]
     assert result["partial"] is True
-    assert len(result["goodput"]["100 ms"]["trials"]) == 1
+    assert result["goodput"]["100 ms"]["trials"]

@@ -82,8 +82,8 @@ class Queue:
         return Outcome(asked, self._status, intended, sent, time.monotonic(), "socket closed")
 
 
-def terms(least_seconds: float = 0.2, most: int = 160, limit: float = 0.1, settling: float = 0.02) -> Terms:
-    return Terms(Mix(), lambda kind: limit, settling, 0.95, least_seconds, most)
+def terms(least_seconds: float = 0.2, most: int = 160, limit: float = 0.1, longest: float = 0.02) -> Terms:
+    return Terms(Mix(), lambda kind: limit, longest, 0.95, least_seconds, most)
 
 
 def test_a_rate_that_is_too_high_is_given_up_at_once() -> None:
@@ -98,7 +98,7 @@ def test_a_rate_that_is_too_high_is_given_up_at_once() -> None:
 def test_a_rate_that_is_low_enough_takes_its_least_time() -> None:
     queue = Queue(0.0)
     begun = time.monotonic()
-    made = asyncio.run(attempt(queue.send, terms(least_seconds=0.6, limit=30.0, settling=0.1), rate=400.0, seed=0))
+    made = asyncio.run(attempt(queue.send, terms(least_seconds=0.6, limit=30.0, longest=0.05), rate=400.0, seed=0))
     assert made.trial.in_time == made.trial.counted
     assert time.monotonic() - begun >= 0.7
     # Those of the first 0.1 s do not count.

@@ -49,7 +49,7 @@ def test_requests_that_fail_together_are_worth_fewer() -> None:
     assert independent(scattered) > 500
     assert independent(together) < 150
     assert independent([True] * 300) == 300
-    assert independent([True] * 300, together=10.0) == 30
+    assert independent([True] * 300, together=10.0) == 15
     assert independent([]) == 0
 
 
