@@ -15,7 +15,7 @@ from bench.traffic.asking import Outcome, Status
 from bench.traffic.bisection import CONFIDENCE, Trial, by_spread, needed, wilson
 from bench.traffic.latencies import percentile
 from bench.traffic.loops import Send
-from bench.traffic.mix import Asked, Kind, Mix
+from bench.traffic.mix import SEEDS, Kind, Mix
 from server.errors import ServerError
 
 # Requests after which a trial is looked at for the first time, at least; then whenever there are twice as many.
@@ -23,7 +23,6 @@ FIRST_LOOK = 75
 # Times the longest limit: of simulated queues up to 3 points too many requests are in time in the second one after an
 # idle server, and less than 1 later.
 SETTLING = 2.0
-SEEDS = 2**32
 # Without an answer: no server, one that is not there any more, or one that is too slow.
 UNANSWERED: tuple[Status, ...] = ("disconnected", "lost")
 # Seconds between looks at what is overdue, while nothing is sent.
@@ -49,7 +48,6 @@ class Terms:
         least_seconds: of a trial that ends with enough in time; shorter ones do not notice a queue that grows slowly.
         most: requests that count, unless `least_seconds` has more.
         variation: deviation of the times between arrivals over their mean; 1 is Poisson.
-        salt: added to the seeds of the pictures, so that no earlier run has left them in the server's cache.
     """
 
     mix: Mix
@@ -59,7 +57,6 @@ class Terms:
     least_seconds: float
     most: int
     variation: float = 1.0
-    salt: int = 0
 
     @property
     def settling(self) -> float:
@@ -78,10 +75,6 @@ class Terms:
         """Other requests for each trial, so that no two share their chance."""
         draw = random.Random(f"{self.mix.seed}/{rate:.6g}/{seed}")
         return replace(self.mix, seed=draw.randrange(SEEDS), name=f"{self.mix.name}-{rate:.6g}-{seed}")
-
-    def salted(self, asked: Asked) -> Asked:
-        """The same, of another picture than in another run."""
-        return replace(asked, fields={**asked.fields, "seed": (int(str(asked.fields["seed"])) + self.salt) % SEEDS})
 
     def times(self, rate: float, seed: int) -> list[float]:
         """When requests come, in seconds from the start: those that count, and others while these are decided."""
@@ -191,7 +184,7 @@ async def attempt(send: Send, terms: Terms, rate: float, seed: int) -> Attempted
 
     async def one(number: int, intended: float) -> Outcome:
         nonlocal broken
-        asked = terms.salted(mix.asked(number))
+        asked = mix.asked(number)
         limit = terms.limit(asked.kind)
         place = judge.sent(intended + limit) if intended - begun >= terms.settling else None
         outcome = await send(asked, intended)

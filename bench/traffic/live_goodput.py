@@ -8,7 +8,7 @@ import math
 import secrets
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, TypeVar
 
 from bench.reporting.measures import Measure, Plot, told
@@ -16,10 +16,10 @@ from bench.serving import Address, server_of
 from bench.traffic import loops, tally
 from bench.traffic.alone import Alone, measure_alone
 from bench.traffic.asking import Connections, Outcome, ask
-from bench.traffic.attempt import SEEDS, Attempted, Terms, attempt
+from bench.traffic.attempt import Attempted, Terms, attempt
 from bench.traffic.bisection import CONFIDENCE, LEAST_PARTS, PART, Search, Trial
 from bench.traffic.identity import identity
-from bench.traffic.mix import Asked, Kind, Mix
+from bench.traffic.mix import SEEDS, Asked, Kind, Mix
 from bench.traffic.mix_options import faces, listed, mix_of, variation_of
 from bench.traffic.slo import Slo, slos_of
 from bench.traffic.trace import size_of
@@ -190,6 +190,8 @@ def live(options: argparse.Namespace) -> dict[str, Any]:
     """
     _check(options)
     mix, workload = mix_of(options, "goodput")
+    # An earlier run may have left its answers in the server's cache.
+    mix = replace(mix, salt=secrets.randbelow(SEEDS))
     slos, variation = slos_of(options), variation_of(options, workload)
     with server_of(options) as address, asyncio.Runner() as loop:
         connections = loop.run(_connected(address))
@@ -278,8 +280,7 @@ def terms_of(slo: Slo, mix: Mix, alone: Alone, variation: float, options: argpar
         return slo.limit(alone.seconds(kind))
 
     least = max(slack / options.apart, LEAST_PARTS * PART * longest)
-    salt = secrets.randbelow(SEEDS)
-    return Terms(mix, limit, longest, options.attainment, least, options.requests, variation, salt)
+    return Terms(mix, limit, longest, options.attainment, least, options.requests, variation)
 
 
 def _named(kind: Kind) -> str:

@@ -132,11 +132,11 @@ def test_other_seeds_are_other_requests() -> None:
 
 
 def test_trials_share_neither_arrivals_nor_pictures() -> None:
-    once, again = terms(), replace(terms(), salt=2**32 - 1)
+    once, again = terms(), replace(terms(), mix=Mix(salt=2**32 - 1))
     gaps = {tuple(round(rate * time, 6) for time in once.times(rate, 0)[:3]) for rate in (1.0, 2.0, 4.0)}
     assert len(gaps) == 3
     assert once.times(2.0, 1) == again.times(2.0, 1)
-    one, other = (kept.salted(kept.drawn(2.0, 0).asked(0)) for kept in (once, again))
+    one, other = (kept.drawn(2.0, 0).asked(0) for kept in (once, again))
     assert other.fields["seed"] == (int(str(one.fields["seed"])) - 1) % 2**32
     assert {**one.fields, "seed": 0} == {**other.fields, "seed": 0}
     assert once.drawn(2.0, 0).seed != once.drawn(4.0, 0).seed
