@@ -83,9 +83,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def tolerance_of(options: argparse.Namespace) -> float:
-    """What is said, or the usual one; not more than the threshold, beyond which no figure may get worse unseen."""
-    said: float = TOLERANCE if options.tolerance is None else options.tolerance
-    return said if options.threshold is None else min(said, options.threshold)
+    """What is said; else the usual one, but not more than the threshold, so that nothing gets worse by more unseen."""
+    if options.tolerance is not None:
+        said: float = options.tolerance
+        return said
+    return TOLERANCE if options.threshold is None else min(TOLERANCE, options.threshold)
 
 
 def table(changes: Sequence[Change]) -> list[str]:

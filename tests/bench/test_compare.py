@@ -27,7 +27,7 @@ def options(*texts: str) -> argparse.Namespace:
         (["--threshold", "5%"], 0.05),
         (["--threshold", "30%"], 0.1),
         (["--tolerance", "20%"], 0.2),
-        (["--tolerance", "20%", "--threshold", "5%"], 0.05),
+        (["--tolerance", "20%", "--threshold", "5%"], 0.2),
     ],
 )
 def test_nothing_gets_worse_unseen_by_more_than_the_threshold(texts: list[str], tolerance: float) -> None:
