@@ -82,7 +82,7 @@ def _launch_options(target: argparse.ArgumentParser) -> None:
     target.add_argument("--pin-threads", action="store_true", help="bind the UNet's CPU threads to cores of their own")
     target.add_argument("--unet-threads", type=int, default=0, help="CPU threads of the UNet; 0: one per core")
     target.add_argument(
-        "--component-threads", type=int, default=0, help="CPU threads of each other component; 0: one per core"
+        "--component-threads", type=int, default=0, help="CPU threads of each other component; 0: half of the cores"
     )
     target.add_argument("--max-rows", type=int, default=16, help="rows of one UNet call; a guided image takes two")
     target.add_argument("--row-cap", type=int, default=0, help="rows that calls are filled to; 0: as measured")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ class ServerConfig:
         cpu_precision: that OpenVINO computes in, `f32` or `bf16`; empty takes bf16 where the processor multiplies it.
         pinned: bind the UNet's threads to cores, which then are its own.
         unet_threads: CPU threads of the UNet; 0 lets the provider choose.
-        component_threads: CPU threads of each component that runs once per image; 0 lets the provider choose.
+        component_threads: CPU threads of each component that runs once per image; 0 takes half of the cores.
         max_rows: rows of one UNet call.
         row_cap: rows that calls are filled up to; 0 takes the fewest that give nearly the best throughput, as measured.
         batch_sizes: rows that a compiled UNet takes; empty means any.
@@ -119,7 +120,7 @@ class ServerConfig:
         if component.name in EVERY_STEP:
             rows = Rows(1, min(rows.optimum, self.unet_rows[1]), self.unet_rows[1])
         return Settings(
-            threads=self.unet_threads if component.name == "unet" else self.component_threads,
+            threads=self.unet_threads if component.name == "unet" else self.component_threads or half_of_the_cores(),
             pinned=self.pinned and component.name == "unet",
             precision=self.cpu_precision,
             cache=Path(self.cache) if self.cache else default_cache(),
@@ -153,6 +154,11 @@ class ServerConfig:
             raise StartupError(
                 f"the model's `deployment` parameter cannot be read ({error}); start it with `python -m server launch`"
             ) from error
+
+
+def half_of_the_cores() -> int:
+    """At least one. With all of them a decoder holds up the UNet calls beside it, which wait for the slowest thread."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)
 
 
 def named_model(text: str) -> tuple[str, Path]:

@@ -11,6 +11,7 @@ one engine serves a mix: that is to the patterns' advantage.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,7 +66,9 @@ class PatternServer(TritonServer):
     """A tritonserver with one pattern as its only model; see `TritonServer`."""
 
     def __init__(self, pattern: Pattern, config: ServerConfig, log: Path | None = None) -> None:
-        super().__init__(replace(config, max_rows=2 * pattern.max_batch_size), log=log)
+        # While a picture is decoded nothing else is computed, so the decoder may have all cores.
+        threads = len(os.sched_getaffinity(0))
+        super().__init__(replace(config, component_threads=threads, max_rows=2 * pattern.max_batch_size), log=log)
         self.pattern = pattern
 
     @property

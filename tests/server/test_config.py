@@ -1,6 +1,7 @@
 """server.config: a deployment survives the way through a `config.pbtxt` parameter."""
 
 import json
+import os
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,15 @@ def test_a_gpu_is_told_the_shapes_that_will_come(fake_export: Path, monkeypatch:
     profiles = SPECIAL.settings(spec.component("unet"), spec).profiles
     assert [profile["sample"].maximum for profile in profiles] == [(24, 4, 8, 8), (24, 4, 16, 16)]
     assert len(SPECIAL.settings(spec.component("text_encoder"), spec).profiles) == 1
+
+
+def test_components_beside_the_unet_leave_it_half_of_the_cores(
+    fake_export: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = PipelineSpec.read(fake_export)
+    decoder, config = spec.component("vae_decoder"), ServerConfig(model=fake_export)
+    for cores, threads in ((1, 1), (2, 1), (32, 16)):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda process, cores=cores: set(range(cores)))
+        assert config.settings(decoder, spec).threads == threads
+    assert replace(config, component_threads=5).settings(decoder, spec).threads == 5
+    assert config.settings(spec.component("unet"), spec).threads == 0

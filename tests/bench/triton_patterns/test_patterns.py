@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def test_patterns_differ_in_their_batches_alone(fake_export: Path) -> None:
     assert '{ name: "seed" data_type: TYPE_INT64 dims: [ 1 ] }' in serial
     server = PatternServer(PATTERNS["triton_static"], ServerConfig(fake_export))
     assert server.models == ["triton_static"]
-    assert server.config.max_rows == 16
+    assert (server.config.max_rows, server.config.component_threads) == (16, len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.triton
