@@ -1,8 +1,8 @@
 """Components in OpenVINO itself: the fastest CPU runner, bf16 where the processor multiplies it.
 
 One compiled network serves every shape and holds the weights once. On full-size networks it is nearly as fast as one
-that is compiled for a single shape; a network of some million weights would gain a quarter, for sixteen times the
-memory.
+that is compiled for a single shape; a network of some million weights would gain up to a quarter, for as much
+memory again for each shape.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
+from tritonclient.grpc import InferResult
 from tritonclient.utils import InferenceServerException
 
 from server.errors import Cancelled, InvalidRequest, NotFound, Overloaded, ServerError
@@ -52,6 +53,40 @@ class Event:
     about: Mapping[str, Any] = field(default_factory=dict)
     data: bytes = b""
     result: Result | None = None
+
+
+class Hearing:
+    """What the messages of one stream say, one after the other.
+
+    Attributes:
+        answered: whether the last message has come. Then the stream ends by itself, and must: when a client cancels at
+            that moment, Triton 2.51.0 may keep the request for ever, and takes its whole exit timeout to stop.
+    """
+
+    def __init__(self) -> None:
+        self.answered = False
+        self._failure: ServerError | None = None
+
+    def hear(self, message: Any) -> Event | None:
+        """What a message of the protocol tells; None for a failure, which `finish` raises.
+
+        Raises:
+            ServerError: it is not of our models, Triton failed, or the answer has come before.
+        """
+        if message.error_message:
+            raise ServerError(message.error_message)
+        if self.answered:
+            raise ServerError("the stream went on after its answer")
+        told = InferResult(message.infer_response)
+        self._failure = failure_of(told)
+        event = None if self._failure else event_of(told)
+        self.answered = event is None or event.kind == "result"
+        return event
+
+    def finish(self) -> None:
+        """To be called when the stream has ended; raises the failure that it told, or a ServerError for no answer."""
+        if not self.answered or self._failure is not None:
+            raise self._failure or ServerError("the stream ended without an answer")
 
 
 def failure_of(answer: Any) -> ServerError | None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2, service_pb2_grpc
-from tritonclient.utils import InferenceServerException
 
-from server.answers import Event, Result, event_of, failure_of, object_of, result_of
+from server.answers import Event, Hearing, Result, object_of, result_of
 from server.errors import NotFound, ServerError, TimedOut
 from server.fields import CANCEL, Value
-from server.protocol import CHANNEL, Disconnected, Message, message_of, stream_message, translated
+from server.protocol import CHANNEL, Disconnected, Message, message_of, stream_message, translating
 from server.repository import FACE, STREAM
 
 
@@ -150,25 +149,15 @@ class AsyncClient:
         async def asked() -> AsyncIterator[Message]:
             yield message
 
-        answered, failure = False, None
-        answers = self._stub.ModelStreamInfer(asked())
+        answers, heard = self._stub.ModelStreamInfer(asked()), Hearing()
         try:
             with _translating():
                 async for answer in answers:
-                    if answer.error_message:
-                        raise ServerError(answer.error_message)
-                    if answered:
-                        raise ServerError("the stream went on after its answer")
-                    told = InferResult(answer.infer_response)
-                    failure = failure_of(told)
-                    event = None if failure else event_of(told)
-                    answered = event is None or event.kind == "result"
-                    if event is not None:
+                    if (event := heard.hear(answer)) is not None:
                         yield event
         finally:
-            await _ended(answers, cancel=not answered)
-        if not answered or failure is not None:
-            raise failure or ServerError("the stream ended without an answer")
+            await _ended(answers, cancel=not heard.answered)
+        heard.finish()
 
     async def _infer(self, message: Message) -> InferResult:
         with _translating():
@@ -176,11 +165,7 @@ class AsyncClient:
 
 
 async def _ended(answers: Any, *, cancel: bool) -> None:
-    """Let go of a stream.
-
-    Once it is answered it ends by itself, and must: when a client cancels at that moment, Triton 2.51.0 may keep the
-    request for ever, and then takes its whole exit timeout to stop.
-    """
+    """Let go of a stream, or let it end; see `Hearing.answered`."""
     if cancel:
         answers.cancel()
         return
@@ -191,16 +176,11 @@ async def _ended(answers: Any, *, cancel: bool) -> None:
 
 @contextlib.contextmanager
 def _translating() -> Iterator[None]:
-    """Raise gRPC's errors as ours."""
+    """As `translating`, where a closed client says the same as a cancelled task."""
     try:
-        yield
-    except grpc.RpcError as error:
-        raise translated(error.code().name, error.details()) from None
-    except InferenceServerException as error:
-        status = str(error.status() or "").removeprefix("StatusCode.")
-        raise translated(status, error.message()) from None
+        with translating():
+            yield
     except asyncio.CancelledError:
-        # gRPC says the same when the client was closed as when the task was cancelled.
         task = asyncio.current_task()
         if task is not None and task.cancelling():
             raise

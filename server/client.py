@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc  # type: ignore[import-untyped]
 from tritonclient.grpc import InferResult, service_pb2_grpc
 
-from server.answers import Event, Result, event_of, failure_of, object_of, result_of
-from server.errors import ServerError
+from server.answers import Event, Hearing, Result, object_of, result_of
 from server.fields import CANCEL, Value
-from server.protocol import CHANNEL, Message, message_of, stream_message, translated
+from server.protocol import CHANNEL, Message, message_of, stream_message, translating
 from server.repository import FACE
 
 Progress = Callable[[Mapping[str, Any]], None]
@@ -77,10 +75,9 @@ class Client:
         asked |= {"preview_interval": 5} if on_preview else {}
         asked |= {"stream_images": 1} if on_image else {}
         images: dict[int, bytes] = {}
+        result = Result([], {})
         for event in self._events(stream_message({**asked, **fields})):
-            if event.result is not None:
-                rest = [images[number] for number in sorted(images)]
-                return Result(event.result.images or rest, event.result.metadata)
+            result = event.result or result
             if event.kind == "image":
                 images[event.about["image"]] = event.data
             if event.kind == "progress" and on_progress is not None:
@@ -88,7 +85,7 @@ class Client:
             listener = {"preview": on_preview, "image": on_image}.get(event.kind)
             if listener is not None:
                 listener(event.about, event.data)
-        raise ServerError("the stream ended without an answer")
+        return Result(result.images or [images[number] for number in sorted(images)], result.metadata)
 
     def cancel(self, request_id: str) -> int:
         """Cancel the open requests of this id; returns how many.
@@ -99,39 +96,18 @@ class Client:
         return int(object_of(self._infer({CANCEL.name: request_id}), "metadata").get("cancelled", 0))
 
     def _infer(self, fields: Mapping[str, Value]) -> InferResult:
-        with _translating():
+        with translating():
             return InferResult(self._stub.ModelInfer(message_of(FACE, fields), timeout=self._timeout))
 
     def _events(self, message: Message) -> Iterator[Event]:
         """What the streaming model sends until it ends the stream; what is left open is cancelled."""
-        answers = self._stub.ModelStreamInfer(iter([message]), timeout=self._timeout)
-        answered = False
+        answers, heard = self._stub.ModelStreamInfer(iter([message]), timeout=self._timeout), Hearing()
         try:
-            with _translating():
+            with translating():
                 for answer in answers:
-                    if answer.error_message:
-                        raise ServerError(answer.error_message)
-                    told = InferResult(answer.infer_response)
-                    failure = failure_of(told)
-                    event = None if failure else event_of(told)
-                    answered = event is None or event.kind == "result"
-                    if event is None or answered:
-                        # Once it is answered it ends by itself, and must: see `server.async_client`.
-                        for _ in answers:
-                            pass
-                    if failure is not None:
-                        raise failure
-                    if event is not None:
+                    if (event := heard.hear(answer)) is not None:
                         yield event
         finally:
-            if not answered:
+            if not heard.answered:
                 answers.cancel()
-
-
-@contextlib.contextmanager
-def _translating() -> Iterator[None]:
-    """Raise gRPC's errors as ours."""
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise translated(error.code().name, error.details()) from None
+        heard.finish()

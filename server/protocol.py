@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
+import grpc  # type: ignore[import-untyped]
 import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2
@@ -108,6 +110,15 @@ def packed(array: npt.NDArray[Any]) -> bytes:
     if array.dtype != np.object_:
         return array.tobytes()
     return b"".join(struct.pack("<I", len(value)) + value for value in array.reshape(-1))
+
+
+@contextlib.contextmanager
+def translating() -> Iterator[None]:
+    """Raise gRPC's errors, of either of its clients, as ours."""
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise translated(error.code().name, error.details()) from None
 
 
 def translated(status: str, message: str) -> ServerError:

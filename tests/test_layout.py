@@ -57,7 +57,7 @@ DOORS = {
         "tests/",
     ),
     "mlperf_loadgen": ("bench/loadgen/rules.py", "tests/"),
-    "grpc": ("server/client.py", "server/async_client.py", "bench/traffic/echo.py", "tests/"),
+    "grpc": ("server/client.py", "server/async_client.py", "server/protocol.py", "bench/traffic/echo.py", "tests/"),
     "aiohttp": ("bench/traffic/http_face.py", "tests/"),
     "yaml": ("bench/traffic/workload.py", "tests/"),
     "matplotlib": ("bench/reporting/charts.py", "bench/samplers.py", "tests/"),

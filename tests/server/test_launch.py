@@ -126,12 +126,16 @@ def test_the_servers_folder_is_claimed_against_cleaners_by_age(fake_export: Path
     assert not folder.exists()
 
 
-def test_a_server_whose_folder_was_taken_away_starts_again_and_stops(fake_export: Path) -> None:
+def test_a_server_whose_folder_was_taken_away_starts_again_and_stops(
+    fake_export: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with Unstarted(ServerConfig(model=fake_export, provider="fake")) as server:
         shutil.rmtree(server.folder)
         server.restart()
+        assert (server.folder / MODELS_FOLDER / "stable_diffusion_stream" / "config.pbtxt").is_file()
         shutil.rmtree(server.folder)
         server.stop(grace_seconds=0.1)
+    assert "the server cannot be told to drain" in caplog.text
 
 
 def test_launch_waits_as_long_as_the_supervisor_does() -> None:
