@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from bench.traffic.asking import Outcome
-from bench.traffic.bisection import wilson
-from bench.traffic.intervals import CONFIDENCE, Interval, can_be_told, percentile_interval, rate_interval, worth
+from bench.traffic.bisection import by_spread, wilson
+from bench.traffic.intervals import Interval, can_be_told, percentile_interval, rate_interval
 from bench.traffic.latencies import SHARES
 from bench.traffic.tally import STRETCHES, Limit, allowed, span
 
@@ -63,5 +63,5 @@ def _percentiles(name: str, seconds: Sequence[float]) -> dict[str, Interval]:
 
 def _share(happened: Iterable[bool]) -> Interval:
     seen = list(happened)
-    low, high = wilson(sum(seen) / max(1, len(seen)), worth(seen), CONFIDENCE)
+    low, high = wilson(sum(seen) / max(1, len(seen)), by_spread(seen))
     return round(low, DIGITS), round(high, DIGITS)

@@ -2,10 +2,10 @@
 
 What differs between loads, such as what else the machine does, no interval of one of them can tell. Requests that
 follow one another wait together and are late together, so they count as fewer than they are: by the autocorrelation
-of their ranks, or where only a yes or a no is known, by the spread of the averages of `PARTS` parts (batch means; Law
-and Carson, 1979). Congestion that lasts for much of a load is still counted too often, so all are approximate: of 60
-simulated queues of 200 requests (one server, Poisson arrivals), intervals of p50 to p99 held the truth in 92 to 100 %
-at 50 % and at 80 % of the capacity; at 90 % of it that of p50 did in 83 %.
+of their ranks, or where only a yes or a no is known, by the spread of the averages of parts (`bisection.by_spread`).
+Congestion that lasts for much of a load is still counted too often, so all are approximate: of 60 simulated queues of
+200 requests (one server, Poisson arrivals), intervals of p50 to p99 held the truth in 92 to 100 % at 50 % and at 80 % of
+the capacity; at 90 % of it that of p50 did in 83 %.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TypeAlias
 
 import numpy as np
 
+from bench.traffic.bisection import CONFIDENCE
+
 Interval: TypeAlias = tuple[float, float]
-CONFIDENCE = 0.95
 Z = statistics.NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
 # Of a load; Student's t of so many averages, at `CONFIDENCE`.
 PARTS, T = 10, 2.262
@@ -33,16 +34,6 @@ REACH = 9
 def can_be_told(share: float, count: int) -> bool:
     """Whether so many values have that percentile: p90 from 20 on, p95 from 40, p99 from 200."""
     return count > 0 and (share <= 0.5 or round(count * (1 - share), 9) >= BEYOND)
-
-
-def worth(happened: Sequence[bool]) -> float:
-    """How many independent trials those in a row are worth; at most all."""
-    size = len(happened) // PARTS
-    share = statistics.fmean(happened) if happened else 0.0
-    if size < 2 or share in (0.0, 1.0):
-        return float(len(happened))
-    means = [statistics.fmean(happened[i * size : (i + 1) * size]) for i in range(PARTS)]
-    return len(happened) / max(1.0, statistics.variance(means) * size / (share * (1 - share)))
 
 
 def together(values: Sequence[float]) -> float:

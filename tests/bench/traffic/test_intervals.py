@@ -15,7 +15,6 @@ from bench.traffic.intervals import (
     poisson_interval,
     rate_interval,
     together,
-    worth,
 )
 
 
@@ -72,14 +71,6 @@ def test_values_that_are_like_those_before_are_worth_fewer() -> None:
     # Of autocorrelations 0.8 to the power of the lag.
     assert together(queued(draw, 4000)) == pytest.approx(9, rel=0.3)
     assert together([1.0] * 50) == together([2.0]) == together([1.0, 2.0] * 20) == 1
-
-
-def test_what_lasts_is_worth_less() -> None:
-    alternating, lasting = [True, False] * 100, [n // 40 % 2 == 0 for n in range(200)]
-    assert worth(alternating) == 200
-    assert worth(lasting) < 20
-    assert worth([True] * 50) == 50
-    assert worth([]) == 0
 
 
 @pytest.mark.parametrize(
