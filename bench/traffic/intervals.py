@@ -3,9 +3,9 @@
 What differs between loads, such as what else the machine does, no interval of one of them can tell. Requests that
 follow one another wait together and are late together, so they count as fewer than they are: by the autocorrelation
 of their ranks, or where only a yes or a no is known, by the spread of the averages of parts (`bisection.by_spread`).
-Congestion that lasts for much of a load is still counted too often, so all are approximate: of 60 simulated queues of
-200 requests (one server, Poisson arrivals), intervals of p50 to p99 held the truth in 92 to 100 % at 50 % and at 80 % of
-the capacity; at 90 % of it that of p50 did in 83 %.
+Congestion that lasts for much of a load is still counted too often, so all are approximate: of 60 simulated queues
+of 200 requests (one server, Poisson arrivals), intervals of p50 to p99 held the truth in 92 to 100 % at 50 % and at
+80 % of the capacity; at 90 % of it that of p50 did in 83 %.
 """
 
 from __future__ import annotations
